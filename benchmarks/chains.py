@@ -1,7 +1,7 @@
 """Chain-steps per second of each sampler on a 2-D double well.
 
-One chain-step is one transition of one chain; an HMC transition has ten leapfrog steps. Each cell is
-the median of interleaved repetitions on one thread, after one that is not counted. No rival is
+One chain-step is one transition of one chain; an HMC transition has ten leapfrog steps. Each cell
+is the median of interleaved repetitions on one thread, after one that is not counted. No rival is
 measured yet.
 """
 
@@ -37,9 +37,7 @@ def measure() -> dict[str, dict[int, float]]:
     samplers = {
         "LangevinDynamics": LangevinDynamics(energy, step_size=0.01),
         "MALA": MALA(energy, step_size=0.01),
-        "HamiltonianMonteCarlo": HamiltonianMonteCarlo(
-            energy, step_size=0.1, n_leapfrog_steps=10
-        ),
+        "HamiltonianMonteCarlo": HamiltonianMonteCarlo(energy, step_size=0.1, n_leapfrog_steps=10),
     }
     cells = [(name, chains) for name in samplers for chains in CHAINS]
     starts = {chains: torch.randn(chains, 2) for chains in CHAINS}
@@ -53,9 +51,7 @@ def measure() -> dict[str, dict[int, float]]:
             n_steps = steps[name, chains]
             elapsed = seconds(samplers[name].sample_chain, starts[chains], n_steps)
             rates[name, chains].append(chains * n_steps / elapsed)
-    return {
-        name: {chains: median(rates[name, chains]) for chains in CHAINS} for name in samplers
-    }
+    return {name: {chains: median(rates[name, chains]) for chains in CHAINS} for name in samplers}
 
 
 def main() -> None:
