@@ -1,0 +1,216 @@
+"""What components expect of each other: protocols to match by shape, base classes to inherit from.
+
+A loss needs of a sampler one method, `Sampler.sample_chain`; anything that has it will do.
+`BaseSampler` and `BaseLoss` are conveniences for those who write new ones.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ebm_core.energy import EnergyFunction, EnergyLike, as_energy
+from ebm_core.errors import ConfigurationError
+from ebm_core.results import SampleResult
+from ebm_core.validation import check_finite_loss
+
+Keep = Literal["final", "trajectory", "moments"]
+Callback = Callable[[SampleResult], bool | None]
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Whatever advances chains."""
+
+    def sample_chain(self, x_init: Tensor, n_steps: int) -> Tensor:
+        """Advance chains by ``n_steps`` transitions.
+
+        Args:
+            x_init: Start states, ``(chain, *event)``; not modified.
+            n_steps: Number of transitions.
+
+        Returns:
+            Final states of the shape, dtype and device of ``x_init``, detached. Consecutive calls
+            use fresh randomness.
+        """
+        ...
+
+
+@runtime_checkable
+class TemperedSampler(Protocol):
+    """A `Sampler` that can target exp(-beta E)."""
+
+    def sample_chain(
+        self, x_init: Tensor, n_steps: int, *, beta: float | Tensor | None = None
+    ) -> Tensor:
+        """Advance chains under exp(-beta E).
+
+        Args:
+            x_init: Start states, ``(chain, *event)``.
+            n_steps: Number of transitions.
+            beta: Inverse temperature, a positive number or one a chain, ``(chain,)``; None for 1.
+        """
+        ...
+
+
+@runtime_checkable
+class ExactDistribution(Protocol):
+    """An energy about which everything is known.
+
+    An energy that knows some of these offers just those methods (test with ``hasattr``);
+    `log_normalizer` and `exact_sample` are what noise-contrastive estimation needs. A moment that
+    does not exist (the mean of a Cauchy law) raises a `ConfigurationError`.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energies ``(batch,)`` of ``(batch, *event)``; log p(x) = -E(x) - log_normalizer()."""
+        ...
+
+    def exact_sample(self, n: int, seed: int | None = None) -> Tensor:
+        """Independent draws, ``(n, *event)``, on the energy's device; see `make_generator`."""
+        ...
+
+    def log_normalizer(self) -> Tensor:
+        """Log ∫ exp(-E(x)) dx in nats, a scalar tensor."""
+        ...
+
+    def mean(self) -> Tensor:
+        """E[x], of the event's shape."""
+        ...
+
+    def covariance(self) -> Tensor:
+        """Cov[x], ``(d, d)`` for the ``d`` elements of the flattened event."""
+        ...
+
+
+class BaseSampler(ABC):
+    """A sampler of one energy, with results that say how it went.
+
+    Subclasses implement `sample`; ``sample_chain`` follows. (ebm-samplers' ``MarkovSampler``
+    implements both from a single transition.)
+
+    Args:
+        energy: An `EnergyFunction` or any callable ``(batch, *event) -> (batch,)``.
+    """
+
+    def __init__(self, energy: EnergyLike) -> None:
+        self.energy: EnergyFunction = as_energy(energy)
+
+    @abstractmethod
+    def sample(
+        self,
+        x_init: Tensor | None = None,
+        *,
+        n_steps: int,
+        n_samples: int | None = None,
+        dim: int | tuple[int, ...] | None = None,
+        thin: int = 1,
+        burn_in: int = 0,
+        keep: Keep = "final",
+        seed: int | None = None,
+        first_chain: int = 0,
+        resume: Mapping[str, Any] | None = None,
+        progress: bool | None = None,
+        callback: Callback | None = None,
+    ) -> SampleResult:
+        """Run chains and report on them.
+
+        Args:
+            x_init: Start states, ``(chain, *event)``; None to start from N(0, I).
+            n_steps: Transitions after ``burn_in``.
+            n_samples: Number of chains, where ``x_init`` is None.
+            dim: Event shape (int or tuple), where ``x_init`` is None and the energy's
+                ``event_shape`` too.
+            thin: Draws are the states after ``thin``, 2·``thin``, … transitions.
+            burn_in: Transitions before the first counted one.
+            keep: ``"final"`` states only, the ``"trajectory"`` of draws, or running ``"moments"``.
+            seed: Key of the random stream; such a call neither reads nor moves the sampler's own
+                stream. None: go on with the sampler's stream.
+            first_chain: Number of the first chain: chain i of this call has the randomness of chain
+                first_chain + i.
+            resume: The ``resume`` of an earlier result; goes on as if that run had not been cut.
+            progress: Show a progress bar; None: on long runs in a terminal.
+            callback: Called with the partial result now and then; a true return value stops the
+                run.
+        """
+
+    def sample_chain(self, x_init: Tensor, n_steps: int) -> Tensor:
+        """Final states after ``n_steps`` transitions; see `Sampler`."""
+        return self.sample(x_init, n_steps=n_steps).final
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes from call to call, as numbers and tensors: random stream, adaptation."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ConfigurationError: If it is the state of another kind of sampler.
+        """
+        if state_dict:
+            raise ConfigurationError(
+                f"{type(self).__name__} was given a state with {', '.join(state_dict)}",
+                "the empty state of a sampler that keeps none",
+                "load the state into a sampler of the kind that gave it",
+            )
+
+
+class BaseLoss(nn.Module, ABC):
+    """A training objective of an energy: ``loss(x) -> scalar``.
+
+    Subclasses implement `compute`; calling the loss checks the data's shape, runs it, refuses a
+    non-finite value and keeps the metrics.
+
+    Args:
+        energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
+
+    Attributes:
+        metrics: Detached scalars of the last call, by name.
+
+    Example:
+        >>> class MeanEnergy(BaseLoss):
+        ...     def compute(self, x):
+        ...         energies = self.energy(x)
+        ...         return energies.mean(), {"largest": energies.max()}
+        >>> loss = MeanEnergy(lambda x: x.square().sum(1))
+        >>> loss(torch.ones(4, 2)), loss.metrics["largest"]
+        (tensor(2.), tensor(2.))
+    """
+
+    def __init__(self, energy: EnergyLike) -> None:
+        super().__init__()
+        self.energy = as_energy(energy)
+        self.metrics: dict[str, Tensor] = {}
+
+    @abstractmethod
+    def compute(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss (scalar, with its graph) and its metrics (scalars).
+
+        Args:
+            x: Data, ``(batch, *event)``.
+            *args: Further arguments of a particular loss.
+            **kwargs: Further arguments of a particular loss.
+        """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss on a batch of data.
+
+        Args:
+            x: Data, ``(batch, *event)``.
+            *args: Passed to `compute`.
+            **kwargs: Passed to `compute`.
+
+        Raises:
+            ShapeError: If ``x`` is no batch of the energy's states, or the loss is no scalar.
+            NumericalError: If the loss is NaN or infinite.
+        """
+        self.energy.batch_size(x)
+        loss, metrics = self.compute(x, *args, **kwargs)
+        self.metrics = {name: torch.as_tensor(value).detach() for name, value in metrics.items()}
+        return check_finite_loss(
+            loss,
+            remedy="lower the learning rate or the sampler's step size, and check the data",
+        )

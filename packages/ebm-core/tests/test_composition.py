@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import constraints
+
+from ebm_core import (
+    ConfigurationError,
+    EnergyFunction,
+    MixtureEnergy,
+    ScaledEnergy,
+    ShapeError,
+    SumEnergy,
+    SupportError,
+    as_energy,
+    spin,
+)
+from ebm_core.testing import QuadraticEnergy
+
+X = torch.randn(5, 2, dtype=torch.float64)
+A = QuadraticEnergy(torch.tensor([1.0, 0.0], dtype=torch.float64))
+B = QuadraticEnergy(torch.tensor([0.0, -2.0], dtype=torch.float64))
+
+
+def abs_sum(x):
+    return x.abs().sum(1)
+
+
+@pytest.mark.parametrize(
+    ("composed", "expected"),
+    (
+        (A + B, A(X) + B(X)),
+        (A + B + A, 2 * A(X) + B(X)),
+        (A + abs_sum, A(X) + abs_sum(X)),
+        (abs_sum + A, A(X) + abs_sum(X)),
+        (0.3 * A, 0.3 * A(X)),
+        (A * 0.3, 0.3 * A(X)),
+        (torch.tensor(0.3, dtype=torch.float64) * A, 0.3 * A(X)),
+        (-A, -A(X)),
+        (A.tempered(4.0), A(X) / 4),
+    ),
+)
+def test_values(composed, expected):
+    assert isinstance(composed, EnergyFunction)
+    torch.testing.assert_close(composed(X), expected)
+    assert composed.event_shape == (2,)
+
+
+def test_a_sum_of_sums_is_one_sum():
+    assert len((A + B + (A + B)).terms) == 4
+
+
+def test_a_mixture_has_the_density_of_its_parts():
+    weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    normalizers = torch.stack([A.log_normalizer(), B.log_normalizer()]).detach()
+    mixture = MixtureEnergy([A, B], weights.log() - normalizers)
+    density = sum(
+        w * torch.exp(-e(X) - e.log_normalizer()) for w, e in zip(weights, (A, B), strict=True)
+    )
+    torch.testing.assert_close(mixture(X), -density.log())
+
+
+def test_a_mixture_stays_finite_far_out():
+    far = torch.full((1, 2), 1e4, dtype=torch.float64)
+    energy, gradient = MixtureEnergy([A, B], [0.0, 0.0]).energy_and_gradient(far)
+    assert torch.isfinite(energy).all()
+    assert torch.isfinite(gradient).all()
+
+
+def test_parts_stay_trainable_and_movable():
+    factor, weights = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.zeros(2))
+    energy = QuadraticEnergy(torch.zeros(2))
+    whole = MixtureEnergy([ScaledEnergy(energy, factor), energy + energy], weights)
+    assert {id(p) for p in whole.parameters()} == {
+        id(p) for p in (factor, weights, *energy.parameters())
+    }
+    assert (0.5 * whole).double()(X).dtype == torch.float64
+    assert (0.1 * A).factor.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    (
+        (lambda: A + QuadraticEnergy(torch.zeros(3)), ShapeError),
+        (
+            lambda: (
+                A
+                + as_energy(abs_sum, support=spin)
+                + as_energy(abs_sum, support=constraints.boolean)
+            ),
+            SupportError,
+        ),
+        (lambda: MixtureEnergy([A, B], [0.0]), ShapeError),
+        (lambda: MixtureEnergy([A, B], [0.0, math.nan]), ConfigurationError),
+        (lambda: MixtureEnergy([], []), ConfigurationError),
+        (lambda: SumEnergy(), ConfigurationError),
+        (lambda: math.inf * A, ConfigurationError),
+        (lambda: A * torch.ones(2), ConfigurationError),
+        (lambda: A.tempered(0.0), ConfigurationError),
+        (lambda: A + 3.0, TypeError),
+    ),
+)
+def test_what_cannot_be_composed_is_refused(make, error):
+    with pytest.raises(error):
+        make()
+
+
+def test_supports_combine():
+    box = constraints.interval(torch.zeros(2), torch.ones(2))
+    boxed = as_energy(abs_sum, support=box)
+    assert (A + boxed).support is box
+    assert (boxed + A).support is box
+    same = constraints.interval(torch.zeros(2), torch.ones(2))
+    assert (boxed + as_energy(abs_sum, support=same)).support is box
+    other = constraints.interval(torch.zeros(2), 2 * torch.ones(2))
+    with pytest.raises(SupportError):
+        boxed + as_energy(abs_sum, support=other)
