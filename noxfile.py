@@ -179,7 +179,8 @@ def third_party(*packages: str) -> set[str]:
 
 def wheels(*packages: str) -> list[str]:
     """The wheels that `build` left in dist/."""
-    return [str(next(DIST.glob(f"{name.replace('-', '_')}-*.whl"))) for name in packages]
+    names = (name.replace("-", "_") for name in dict.fromkeys(packages))
+    return [str(next(DIST.glob(f"{name}-*.whl"))) for name in names]
 
 
 def install_exactly(session: nox.Session, *requirements: str) -> None:
