@@ -1,0 +1,30 @@
+"""Training objectives for energy-based models in PyTorch.
+
+Each is a module ``loss(x) -> scalar`` (`ebm_core.BaseLoss`) around any energy; those that need
+negatives take any object with ``sample_chain`` as their sampler.
+"""
+
+from ebm_losses.contrastive import (
+    ContrastiveDivergence,
+    ContrastiveObjective,
+    PersistentContrastiveDivergence,
+)
+from ebm_losses.denoising import DenoisingScoreMatching
+from ebm_losses.noise_contrastive import NoiseContrastiveEstimation
+from ebm_losses.regularization import ContrastiveBatch, EnergyMagnitude, Regularizer
+from ebm_losses.replay_buffer import Initializer, ReplayBuffer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ContrastiveBatch",
+    "ContrastiveDivergence",
+    "ContrastiveObjective",
+    "DenoisingScoreMatching",
+    "EnergyMagnitude",
+    "Initializer",
+    "NoiseContrastiveEstimation",
+    "PersistentContrastiveDivergence",
+    "Regularizer",
+    "ReplayBuffer",
+]

@@ -1,0 +1,289 @@
+"""Contrastive divergence: lower the energy of data, raise that of samples of the model.
+
+The gradient of the mean negative log-likelihood is
+
+    ∇_θ NLL = mean ∇_θ E(data) - E_model[∇_θ E],
+
+and every objective here puts a batch of *negatives* in place of the model's expectation. They
+differ only in where the negatives' chains start: `ContrastiveObjective` holds what they share, and
+a subclass writes `draw_negatives`.
+
+The value of the loss is mean E(data) - mean E(negatives). Its gradient is the one above, with the
+negatives as constants; the value itself is no likelihood and need not fall.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebm_core import BaseLoss, ConfigurationError, EnergyLike, Sampler, ShapeError
+from ebm_core.energy import check_energies
+from ebm_core.validation import check_integer
+from ebm_losses._checks import check_batch, check_finite_states
+from ebm_losses.regularization import ContrastiveBatch, Regularizer
+from ebm_losses.replay_buffer import Initializer, ReplayBuffer, initializer_on
+
+
+class ContrastiveObjective(BaseLoss):
+    """Data against negatives; what contrastive objectives share.
+
+    ``loss(x)`` draws negatives by the sampler, ``loss(x, negatives)`` takes the caller's. The
+    sampler's state (its random stream and adaptation) is part of ``state_dict`` where the sampler
+    has ``state_dict`` and ``load_state_dict``.
+
+    Args:
+        energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
+        sampler: An object with ``sample_chain(x_init, n_steps) -> final states``, on the same
+            energy.
+        k_steps: Transitions of each chain a call, at least 1.
+        regularizers: Terms to add, such as `EnergyMagnitude`; none by default.
+
+    Attributes:
+        negatives: The negatives of the last call, ``(n, *event)``, detached; None before the first.
+        metrics: ``data_energy``, ``negative_energy`` (means over the batch), ``energy_gap`` (the
+            second minus the first), and, where they exist, ``regularization`` and the sampler's
+            ``acceptance_rate``.
+
+    Raises:
+        ConfigurationError: If ``sampler`` has no ``sample_chain``, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        energy: EnergyLike,
+        sampler: Sampler,
+        k_steps: int = 1,
+        *,
+        regularizers: Sequence[Regularizer] = (),
+    ) -> None:
+        super().__init__(energy)
+        self.sampler = _check_sampler(sampler)
+        self.k_steps = check_integer("k_steps", k_steps, at_least=1)
+        self.regularizers = _check_regularizers(regularizers)
+        self.negatives: Tensor | None = None
+
+    @abstractmethod
+    def draw_negatives(self, x: Tensor) -> Tensor:
+        """Negatives ``(n, *event)`` for data ``(batch, *event)``; subclasses use `advance`."""
+
+    def advance(self, start: Tensor) -> Tensor:
+        """Advance chains ``(n, *event)`` by ``k_steps`` transitions of the sampler.
+
+        Raises:
+            ShapeError: If the sampler gave states of another shape.
+            NumericalError: If it gave states that are not finite.
+        """
+        final = self.sampler.sample_chain(start, self.k_steps)
+        if final.shape != start.shape:
+            raise ShapeError(
+                f"sample_chain gave states {tuple(final.shape)} for starts {tuple(start.shape)}",
+                "final states, one for each start",
+                "return the last states of the chains alone",
+            )
+        # What was made under inference_mode cannot take part in the backward pass.
+        final = final.clone() if final.is_inference() else final.detach()
+        return check_finite_states(
+            final,
+            origin=f"from {type(self.sampler).__name__}",
+            remedy="lower the sampler's step size or the learning rate, use a sampler with an "
+            "accept step, and check that the data are finite",
+        )
+
+    def compute(
+        self, x: Tensor, negatives: Tensor | None = None
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Mean E(x) minus mean E(negatives), plus the regularisers.
+
+        Args:
+            x: Data, ``(batch, *event)``.
+            negatives: Samples of the model, ``(n, *event)``; None to draw them.
+
+        Raises:
+            ShapeError: If data or negatives are no batch of the energy's states.
+            NumericalError: If negatives are not finite.
+        """
+        n_data = check_batch(self.energy, x)
+        drawn = negatives is None
+        negatives = self.draw_negatives(x) if negatives is None else _check_negatives(negatives, x)
+        self.negatives = negatives = negatives.detach()
+        data_energy = check_energies(self.energy(x), torch.Size([n_data]))
+        negative_energy = check_energies(self.energy(negatives), torch.Size([len(negatives)]))
+        data_mean, negative_mean = data_energy.mean(), negative_energy.mean()
+        loss = data_mean - negative_mean
+        metrics = {
+            "data_energy": data_mean,
+            "negative_energy": negative_mean,
+            "energy_gap": -loss,
+        }
+        if self.regularizers:
+            batch = ContrastiveBatch(self.energy, x, negatives, data_energy, negative_energy)
+            penalty = torch.stack([term(batch) for term in self.regularizers]).sum()
+            loss = loss + penalty
+            metrics["regularization"] = penalty
+        rate = getattr(self.sampler, "acceptance_rate", None)
+        if drawn and isinstance(rate, Tensor | float):
+            metrics["acceptance_rate"] = torch.as_tensor(rate).mean()
+        return loss, metrics
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The sampler's state, as part of ``state_dict``."""
+        method = _state_method(self.sampler, "state_dict")
+        return {} if method is None else {"sampler": method()}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the sampler's state.
+
+        Raises:
+            ConfigurationError: If a state was saved and this sampler cannot take one.
+        """
+        if "sampler" not in state:
+            return
+        method = _state_method(self.sampler, "load_state_dict")
+        if method is None:
+            raise ConfigurationError(
+                f"a saved sampler's state, and {type(self.sampler).__name__} has no load_state_dict",
+                "a sampler of the kind that was saved",
+                "make the objective with that sampler, or remove '_extra_state' from the saved "
+                "state and load it with strict=False",
+            )
+        method(state["sampler"])
+
+    def extra_repr(self) -> str:
+        """Sampler and steps, for ``repr``."""
+        return f"sampler={type(self.sampler).__name__}, k_steps={self.k_steps}"
+
+
+class ContrastiveDivergence(ContrastiveObjective):
+    """CD-k: chains start from the data of each call (Hinton 2002, Neural Computation 14:1771).
+
+    Fast and biased: negatives stay near data, so modes far from all data go unnoticed. Takes the
+    arguments, and has the attributes, of `ContrastiveObjective`.
+
+    Example:
+        >>> class Drift:
+        ...     def sample_chain(self, x_init, n_steps):
+        ...         return x_init + n_steps
+        >>> loss_fn = ContrastiveDivergence(lambda x: x.sum(1), Drift(), k_steps=2)
+        >>> loss_fn(torch.zeros(4, 3)), loss_fn.negatives.shape
+        (tensor(-6.), torch.Size([4, 3]))
+    """
+
+    def draw_negatives(self, x: Tensor) -> Tensor:
+        """Chains that start from the data, after ``k_steps`` transitions."""
+        return self.advance(x.detach().clone())
+
+
+class PersistentContrastiveDivergence(ContrastiveObjective):
+    """PCD: chains go on from where the last calls left them (Tieleman 2008, ICML).
+
+    Each call draws ``min(batch, buffer_size)`` chains (or ``n_negatives``) from the `ReplayBuffer`,
+    advances them by ``k_steps`` transitions and writes each back to its slot. A call with given
+    negatives leaves the buffer alone. ``state_dict`` holds the buffer and the sampler's state, so
+    that a restored run, with torch's random state, goes on as if it had not been cut.
+
+    Every call advances the chains, also one that only evaluates the loss.
+
+    Args:
+        energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
+        sampler: An object with ``sample_chain(x_init, n_steps) -> final states``, on the same
+            energy.
+        k_steps: Transitions of each drawn chain a call, at least 1.
+        buffer_size: Number of chains. With as many as the batch, or fewer, all are advanced at each
+            call.
+        reinit_probability: With this probability a drawn chain begins anew.
+        n_negatives: Number of chains drawn a call, at most ``buffer_size``; None for ``min(batch,
+            buffer_size)``.
+        initializer: Makes the states that chains begin from, called like ``torch.randn``; None for
+            N(0, I), or uniform states where the energy's support is finite.
+        regularizers: Terms to add, such as `EnergyMagnitude`; none by default.
+
+    Attributes:
+        buffer: The `ReplayBuffer`; ``buffer.states`` is ``(buffer_size, *event)``, None before the
+            first call.
+        negatives: As in `ContrastiveObjective`.
+        metrics: As in `ContrastiveObjective`.
+
+    Raises:
+        ConfigurationError: If ``sampler`` has no ``sample_chain``, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        energy: EnergyLike,
+        sampler: Sampler,
+        k_steps: int = 10,
+        buffer_size: int = 1000,
+        reinit_probability: float = 0.0,
+        *,
+        n_negatives: int | None = None,
+        initializer: Initializer | None = None,
+        regularizers: Sequence[Regularizer] = (),
+    ) -> None:
+        super().__init__(energy, sampler, k_steps, regularizers=regularizers)
+        self.buffer = ReplayBuffer(
+            buffer_size,
+            reinit_probability=reinit_probability,
+            initializer=initializer_on(self.energy.support) if initializer is None else initializer,
+        )
+        self.n_negatives = n_negatives
+        if (
+            n_negatives is not None
+            and check_integer("n_negatives", n_negatives, at_least=1) > buffer_size
+        ):
+            raise ConfigurationError(
+                f"n_negatives is {n_negatives} and buffer_size {buffer_size}",
+                "at most buffer_size negatives",
+                "use a larger buffer_size or fewer n_negatives",
+            )
+
+    def draw_negatives(self, x: Tensor) -> Tensor:
+        """Chains of the buffer, ``k_steps`` transitions on, and back in their slots."""
+        self.buffer.prepare(x.shape[1:], device=x.device, dtype=x.dtype)
+        slots, chains = self.buffer.draw(self.n_negatives or min(len(x), self.buffer.size))
+        negatives = self.advance(chains)
+        self.buffer.write(slots, negatives)
+        return negatives
+
+
+def _check_sampler(sampler: Any) -> Sampler:
+    if isinstance(sampler, type) or not callable(getattr(sampler, "sample_chain", None)):
+        name = sampler.__name__ if isinstance(sampler, type) else type(sampler).__name__
+        raise ConfigurationError(
+            f"sampler is {'the class' if isinstance(sampler, type) else 'of the class'} {name}",
+            "an object with sample_chain(x_init, n_steps) -> final states",
+            "pass an instance of a sampler, such as LangevinDynamics(energy, step_size=0.01)",
+        )
+    checked: Sampler = sampler
+    return checked
+
+
+def _check_regularizers(regularizers: Any) -> tuple[Regularizer, ...]:
+    terms = tuple(regularizers) if isinstance(regularizers, Sequence) else (None,)
+    if not all(callable(term) for term in terms):
+        raise ConfigurationError(
+            f"regularizers is {regularizers!r}",
+            "a sequence of callables that take a ContrastiveBatch and give a scalar",
+            "pass regularizers=[EnergyMagnitude(0.01)], for example",
+        )
+    return terms
+
+
+def _check_negatives(negatives: Tensor, x: Tensor) -> Tensor:
+    if negatives.ndim != x.ndim or negatives.shape[1:] != x.shape[1:] or len(negatives) == 0:
+        raise ShapeError(
+            f"negatives have shape {tuple(negatives.shape)} for data of shape {tuple(x.shape)}",
+            "(n, *event) with the event shape of the data and n at least 1",
+            "pass negatives of the data's event shape",
+        )
+    return check_finite_states(
+        negatives, origin="given by the caller", remedy="check where the negatives come from"
+    )
+
+
+def _state_method(sampler: Any, name: str) -> Callable[..., Any] | None:
+    # A sampler that is a module is registered and saved as such.
+    method = None if isinstance(sampler, nn.Module) else getattr(sampler, name, None)
+    return method if callable(method) else None

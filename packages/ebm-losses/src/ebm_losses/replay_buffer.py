@@ -1,0 +1,219 @@
+"""`ReplayBuffer`: the chains that persist from one training step to the next.
+
+A buffer is ``size`` slots with one chain each. A training step draws some slots without
+replacement, advances their chains and writes each back to *the slot it came from*, so that every
+chain lives on: no lineage can be copied over another. Chains begin as noise and are never begun
+anew unless ``reinit_probability`` says so.
+
+The buffer is made when the first data arrive, in their shape, dtype and on their device, and is an
+ordinary module buffer from then on: moved by ``.to()``, saved in ``state_dict``, and restored also
+into a buffer that has not been made yet.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from ebm_core import ConfigurationError, ShapeError, spin
+from ebm_core.support import same_support
+from ebm_core.validation import check_integer, check_number
+
+
+class Initializer(Protocol):
+    """What makes the states that chains begin from: ``torch.randn``, ``torch.zeros``, …."""
+
+    def __call__(
+        self, size: Sequence[int], /, *, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """States of shape ``size``, ``(n, *event)``, on that device and of that dtype."""
+        ...
+
+
+class ReplayBuffer(nn.Module):
+    """Slots with one persistent chain each.
+
+    Args:
+        size: Number of slots, at least 1.
+        reinit_probability: With this probability, from 0 to 1, a drawn chain begins anew from
+            ``initializer``.
+        initializer: Makes the states that chains begin from: called as ``initializer((n, *event),
+            device=..., dtype=...)``.
+
+    Attributes:
+        states: The chains, ``(size, *event)``; None until `prepare` (or ``load_state_dict``) made
+            them.
+
+    Example:
+        >>> buffer = ReplayBuffer(100)
+        >>> buffer.prepare((2,), device=torch.device("cpu"), dtype=torch.float32)
+        >>> slots, chains = buffer.draw(10)
+        >>> buffer.write(slots, chains + 1.0)
+        >>> buffer.states.shape, len(slots.unique())
+        (torch.Size([100, 2]), 10)
+    """
+
+    states: Tensor | None
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        reinit_probability: float = 0.0,
+        initializer: Initializer = torch.randn,
+    ) -> None:
+        super().__init__()
+        self.size = check_integer("buffer_size", size, at_least=1)
+        self.reinit_probability = check_number(
+            "reinit_probability", reinit_probability, at_least=0.0, at_most=1.0
+        )
+        if not callable(initializer):
+            raise ConfigurationError(
+                f"initializer is {initializer!r}",
+                "a callable (shape, *, device, dtype) -> states",
+                "pass such a callable, torch.randn for example",
+            )
+        self.initializer = initializer
+        self.register_buffer("states", None)
+
+    def prepare(
+        self, event_shape: Sequence[int], *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Make the chains at the first call; at later ones, check that they fit the data.
+
+        Chains follow data that are on another device.
+
+        Raises:
+            ShapeError: If the buffer holds states of another shape.
+            ConfigurationError: If it holds states of another dtype.
+        """
+        if self.states is None:
+            # A buffer that was made under inference_mode could not be written to in training.
+            with torch.inference_mode(False):
+                self.states = self._begin(self.size, event_shape, device, dtype)
+            return
+        if self.states.shape[1:] != tuple(event_shape):
+            raise ShapeError(
+                f"data of event shape {tuple(event_shape)} came to a buffer of chains of another",
+                f"event shape {tuple(self.states.shape[1:])}",
+                "make one objective for each shape of data",
+            )
+        if self.states.dtype != dtype:
+            raise ConfigurationError(
+                f"data of {dtype} came to a buffer of chains of another dtype",
+                f"{self.states.dtype}",
+                "convert the data, or the buffer by buffer.to(dtype)",
+            )
+        if self.states.device != device:
+            self.states = self.states.to(device)
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """Draw slots without replacement, by torch's default generator.
+
+        Args:
+            n: Number of slots, at most ``size``; with ``n == size`` they come in order.
+
+        Returns:
+            Slots ``(n,)`` and a copy of their chains ``(n, *event)``, some begun anew where
+            ``reinit_probability`` is above 0. The buffer is unchanged until `write`.
+
+        Raises:
+            ConfigurationError: If ``n`` is above ``size``, or the buffer has not been made.
+        """
+        if check_integer("n", n, at_least=1) > self.size:
+            raise ConfigurationError(
+                f"{n} chains of a buffer of {self.size}",
+                f"at most {self.size}",
+                "use a larger buffer_size",
+            )
+        if self.states is None:
+            raise ConfigurationError(
+                "the buffer has no states yet", "a buffer that was made", "call prepare first"
+            )
+        device = self.states.device
+        if n == self.size:
+            slots, chains = torch.arange(n, device=device), self.states.clone()
+        else:
+            slots = torch.randperm(self.size, device=device)[:n]
+            chains = self.states[slots]
+        if self.reinit_probability > 0.0:
+            begins = torch.rand(n, device=device) < self.reinit_probability
+            fresh = self._begin(n, self.states.shape[1:], device, self.states.dtype)
+            chains = torch.where(begins.reshape(n, *[1] * (chains.ndim - 1)), fresh, chains)
+        return slots, chains
+
+    @torch.no_grad()
+    def write(self, slots: Tensor, chains: Tensor) -> None:
+        """Write chains ``(n, *event)`` back to the slots ``(n,)`` that they were drawn from."""
+        assert self.states is not None, "write follows draw"
+        self.states[slots] = chains
+
+    def extra_repr(self) -> str:
+        """Size and re-initialisation, for ``repr``."""
+        return f"{self.size}, reinit_probability={self.reinit_probability}"
+
+    def _begin(
+        self, n: int, event_shape: Sequence[int], device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        shape = (n, *event_shape)
+        states = self.initializer(shape, device=device, dtype=dtype)
+        if states.shape != shape or states.dtype != dtype or states.device != device:
+            raise ConfigurationError(
+                f"initializer gave {tuple(states.shape)}, {states.dtype}, {states.device}",
+                f"{shape}, {dtype}, {device}",
+                "make states of the shape, dtype and device that initializer is called with",
+            )
+        return states
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        saved = state_dict.get(f"{prefix}states")
+        if saved is not None and self.states is None:
+            if len(saved) != self.size:
+                error_msgs.append(
+                    f"{prefix}states: {len(saved)} chains were saved, buffer_size is {self.size}."
+                )
+                return
+            self.states = torch.empty_like(saved)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def initializer_on(support: Constraint) -> Initializer:
+    """The initializer that suits a support: N(0, I) on the real numbers, uniform on a finite set.
+
+    Raises:
+        ConfigurationError: If there is no obvious one.
+    """
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if same_support(support, constraints.real):
+        return torch.randn
+    if same_support(support, spin):
+        return _random_spins
+    if same_support(support, constraints.boolean):
+        return partial(torch.randint, 0, 2)
+    if isinstance(support, constraints.integer_interval):
+        return partial(torch.randint, int(support.lower_bound), int(support.upper_bound) + 1)
+    raise ConfigurationError(
+        f"no initial states are known for the support {support}",
+        "states inside the support for chains to begin from",
+        "pass initializer, a callable (shape, *, device, dtype) -> states",
+    )
+
+
+def _random_spins(size: Sequence[int], /, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return 2 * torch.randint(2, tuple(size), device=device, dtype=dtype) - 1
