@@ -21,6 +21,7 @@ PACKAGES = ("ebm-core", *COMPONENTS)
 SOURCES = [str(ROOT / "packages" / name / "src") for name in PACKAGES]
 TORCH = "torch==2.13.0"
 UNCONSTRAINED = {"UV_CONSTRAINT": None, "PIP_CONSTRAINT": None}
+OWN_PYTHON = {"UV_PYTHON": None}  # else hatch installs its build backend into nox's environment
 CACHED_BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}  # thirty-two imports of torch
 
 nox.needs_version = ">=2025.10.14"
@@ -75,7 +76,7 @@ def build(session: nox.Session) -> None:
     shutil.rmtree(DIST, ignore_errors=True)
     for name in PACKAGES:
         with session.chdir(ROOT / "packages" / name):
-            session.run("hatch", "-qq", "build", str(DIST))
+            session.run("hatch", "-qq", "build", str(DIST), env=OWN_PYTHON)
     session.run("twine", "check", "--strict", *map(str, sorted(DIST.iterdir())))
     session.run("check-wheel-contents", str(DIST))
 
