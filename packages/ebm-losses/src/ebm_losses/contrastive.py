@@ -144,7 +144,7 @@ class ContrastiveObjective(BaseLoss):
         method = _state_method(self.sampler, "load_state_dict")
         if method is None:
             raise ConfigurationError(
-                f"a saved sampler's state, and {type(self.sampler).__name__} has no load_state_dict",
+                f"a sampler's saved state; {type(self.sampler).__name__} has no load_state_dict",
                 "a sampler of the kind that was saved",
                 "make the objective with that sampler, or remove '_extra_state' from the saved "
                 "state and load it with strict=False",
