@@ -81,7 +81,7 @@ def test_draws_have_the_dtype_of_the_energy(dtype):
 
 
 def test_exact_draws_stay_exact():
-    energy = StudentT(torch.zeros(2), df=5.0)
+    energy = StudentT(5.0, torch.zeros(2))
     start = energy.exact_sample(N_CHAINS, seed=3)
     moved = HamiltonianMonteCarlo(energy, step_size=0.5, n_leapfrog_steps=5).sample(
         start, n_steps=5, seed=4
