@@ -24,9 +24,8 @@ def test_value_and_gradient_are_the_closed_form_on_a_gaussian(sigma):
     m, p = energy.location.detach(), energy.precision.detach()
     x = torch.randn(5, 2).double()
     loss_fn, calls = DenoisingScoreMatching(energy, sigma), []
-    data = x.repeat(
-        200, 1
-    )  # the same five data: the mean over them is exact, the noise is averaged
+    # Always the same five data: means over them are exact, only the noise is random.
+    data = x.repeat(200, 1)
     for _ in range(200):
         energy.zero_grad()
         loss = loss_fn(data)
