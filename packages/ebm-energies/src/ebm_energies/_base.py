@@ -30,17 +30,24 @@ def hold(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype | None 
         module.register_buffer(name, value.detach().to(dtype=dtype or value.dtype, copy=True))
 
 
-def hold_number(module: nn.Module, name: str, value: Any, **bounds: float) -> None:
+def hold_number(
+    module: nn.Module,
+    name: str,
+    value: Any,
+    *,
+    dtype: torch.dtype | None = None,
+    **bounds: float,
+) -> None:
     """Register a finite number within bounds as a scalar tensor.
 
-    A tensor keeps its dtype and device; a Python number takes the defaults. The bounds are those of
-    `ebm_core.validation.check_number`.
+    A tensor keeps its dtype and device; a Python number takes ``dtype``, or the default. The bounds
+    are those of `ebm_core.validation.check_number`.
     """
     number = check_number(name, value, **bounds)
     if isinstance(value, Tensor) and value.is_floating_point():
         hold(module, name, check_tensor(name, value, ()))
     else:
-        hold(module, name, torch.tensor(number, dtype=torch.get_default_dtype()))
+        hold(module, name, torch.tensor(number, dtype=dtype or torch.get_default_dtype()))
 
 
 def common_dtype(values: Iterable[Any]) -> torch.dtype:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import _InverseTransform
 
 from ebm_core import ConfigurationError, EnergyFunction, SupportError, draw_key, state_options
 from ebm_core.validation import check_integer
@@ -143,7 +144,9 @@ class _Mirror(nn.Module):
         super().__init__()
         self.template = copy.copy(source)
         attributes = vars(self.template)
-        for name, value in list(attributes.items()):
+        for name, value in vars(source).items():
+            if name == "_inv" and not isinstance(source, _InverseTransform):
+                continue  # the cached inverse, made anew when asked for
             if isinstance(value, Tensor):
                 self.register_buffer(
                     name, value.detach().clone(memory_format=torch.contiguous_format)
@@ -154,7 +157,7 @@ class _Mirror(nn.Module):
                 self.add_module(name, nn.ModuleList(_Mirror(v) for v in value))
             else:
                 continue
-            del attributes[name]
+            attributes.pop(name)
         if isinstance(source, Distribution):
             # The energy checks the support itself, without raising.
             attributes["_validate_args"] = False

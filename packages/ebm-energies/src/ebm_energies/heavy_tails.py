@@ -61,7 +61,7 @@ class StudentT(EnergyFunction):
             centre = double_tensor("location", location)
         hold(self, "location", centre, dtype)
         hold(self, "whitening", whitening.to(centre.device), dtype)
-        hold_number(self, "df", df, above=0)
+        hold_number(self, "df", df, dtype=dtype, above=0)
         self.event_shape = centre.shape
 
     def forward(self, x: Tensor) -> Tensor:

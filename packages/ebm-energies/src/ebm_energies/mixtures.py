@@ -78,7 +78,11 @@ class GaussianMixture(EnergyFunction):
     def forward(self, x: Tensor) -> Tensor:
         """-log Σ_k w_k N(x; μ_k, Σ_k): ``(..., d) -> (...)``."""
         whitened = torch.einsum("kij,...kj->...ki", self.whitening, x.unsqueeze(-2) - self.means)
-        return -torch.logsumexp(self.log_peaks - 0.5 * whitened.square().sum(-1), dim=-1)
+        terms = self.log_peaks - 0.5 * whitened.square().sum(-1)
+        # torch.logsumexp takes the components' shares in the gradient from its rounded result, so
+        # that far out they do not sum to 1; written out like this they do.
+        largest = terms.amax(-1, keepdim=True).detach().clamp_min(torch.finfo(terms.dtype).min)
+        return -((terms - largest).exp().sum(-1).log() + largest.squeeze(-1))
 
     def log_normalizer(self) -> Tensor:
         """Zero."""

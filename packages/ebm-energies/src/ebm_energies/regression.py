@@ -54,8 +54,9 @@ class BayesianLogisticRegression(EnergyFunction):
                 f"labels hold {strange:g}", "0 and 1 only", "map the two classes to 0 and 1"
             )
         signed = (2.0 * targets - 1.0)[:, None] * matrix
-        hold(self, "signed_features", signed, common_dtype((features,)))
-        hold_number(self, "prior_scale", prior_scale, above=0)
+        dtype = common_dtype((features,))
+        hold(self, "signed_features", signed, dtype)
+        hold_number(self, "prior_scale", prior_scale, dtype=dtype, above=0)
         self.event_shape = torch.Size([matrix.shape[1]])
 
     def forward(self, x: Tensor) -> Tensor:
