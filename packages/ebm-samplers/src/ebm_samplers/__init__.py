@@ -1,0 +1,34 @@
+"""Markov chain samplers for any energy written in PyTorch."""
+
+from ebm_samplers.adaptation import StepSizeAdaptation
+from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
+from ebm_samplers.langevin import MALA, LangevinDynamics
+from ebm_samplers.metropolis import Verdict, metropolis
+from ebm_samplers.noise import fill_normals, fill_uniforms
+from ebm_samplers.philox import philox4x32
+from ebm_samplers.sampler import Explanation, MarkovSampler
+from ebm_samplers.schedules import Schedule
+from ebm_samplers.states import Context, State, Statistics, per_chain
+from ebm_samplers.streams import Stream
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MALA",
+    "Context",
+    "Explanation",
+    "HamiltonianMonteCarlo",
+    "LangevinDynamics",
+    "MarkovSampler",
+    "Schedule",
+    "State",
+    "Statistics",
+    "StepSizeAdaptation",
+    "Stream",
+    "Verdict",
+    "fill_normals",
+    "fill_uniforms",
+    "metropolis",
+    "per_chain",
+    "philox4x32",
+]

@@ -1,0 +1,125 @@
+"""Checks of what a caller gives to ``sample`` and ``sample_chain``."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ebm_core import ConfigurationError, EnergyFunction, ShapeError, state_options
+from ebm_core.validation import check_event_shape, check_integer, check_positive, check_tensor
+from ebm_samplers.chains import Position
+from ebm_samplers.noise import fill_normals
+from ebm_samplers.streams import Stream
+
+if TYPE_CHECKING:
+    from ebm_samplers.sampler import MarkovSampler
+
+
+def checked_states(energy: EnergyFunction, x: Tensor, name: str = "x_init") -> Tensor:
+    """Start states, detached, if they are floating-point states with one chain axis."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
+        raise ConfigurationError(
+            f"{name} has {given}",
+            "a tensor of floating-point states",
+            f"convert it, as in {name}.float()",
+        )
+    batch_shape = energy.batch_shape(x)
+    if len(batch_shape) != 1 or len(x) == 0:
+        raise ShapeError(
+            f"{name} has shape {tuple(x.shape)} with the batch axes {tuple(batch_shape)}",
+            "one chain axis, of length 1 or more",
+            "flatten the batch axes into one",
+        )
+    return x.detach()
+
+
+def empty_states(
+    energy: EnergyFunction, n_samples: int | None, dim: int | tuple[int, ...] | None
+) -> Tensor:
+    """A tensor for start states of the shape that ``n_samples``, ``dim`` and the energy give."""
+    if n_samples is None:
+        raise ConfigurationError(
+            "neither x_init nor n_samples was given",
+            "one of them",
+            "pass n_samples, the number of chains",
+        )
+    n_samples = check_integer("n_samples", n_samples, at_least=1)
+    event_shape = energy.event_shape
+    if dim is not None:
+        wanted = check_event_shape("dim", dim)
+        if event_shape is not None and wanted != event_shape:
+            raise ShapeError(
+                f"dim is {dim!r}",
+                f"the energy's event shape {tuple(event_shape)}",
+                "leave dim out",
+            )
+        event_shape = wanted
+    if event_shape is None:
+        raise ConfigurationError(
+            "neither x_init nor dim was given, and the energy has no event_shape",
+            "one of them",
+            "pass dim, the number of elements (or the shape) of a state",
+        )
+    device, dtype = state_options(energy)
+    return checked_states(energy, torch.empty(n_samples, *event_shape, device=device, dtype=dtype))
+
+
+def fill_start(position: Position) -> None:
+    """Normals of stream START, at the index of the next step."""
+    x = position.x.view(len(position.x), -1)
+    index = position.counter * x.shape[1]
+    fill_normals(x, position.key, Stream.START, position.first_chain, index)
+
+
+def checked_beta(beta: float | Tensor | None, x: Tensor) -> float | Tensor | None:
+    """Inverse temperatures: None, a positive number, or ``(chain,)`` on the device of ``x``."""
+    if beta is None:
+        return None
+    if not isinstance(beta, Tensor) or beta.ndim == 0:
+        return check_positive("beta", beta)
+    beta = check_tensor("beta", beta, (len(x),)).detach().to(x, copy=True)
+    if not (beta > 0).all():
+        raise ConfigurationError(
+            f"beta has the element {beta.min().item():g}",
+            "positive numbers",
+            "pass positive inverse temperatures",
+        )
+    return beta
+
+
+def refuse(name: str, others: Mapping[str, Any]) -> None:
+    """Refuse arguments that were given together with the argument ``name``."""
+    given = [other for other, value in others.items() if value is not None]
+    if given:
+        raise ConfigurationError(
+            f"{name} was given together with {', '.join(given)}",
+            f"{name} alone",
+            f"leave {', '.join(given)} out",
+        )
+
+
+def resumed_position(sampler: "MarkovSampler", resume: Mapping[str, Any]) -> Position:
+    """The position that ``resume`` describes, if this sampler can go on from there."""
+    names = {"sampler", *(field.name for field in fields(Position))}
+    if not isinstance(resume, Mapping) or set(resume) != names:
+        raise ConfigurationError(
+            "resume is not that of a result", "result.resume", "pass it unchanged"
+        )
+    if resume["sampler"] != type(sampler).__name__:
+        raise ConfigurationError(
+            f"resume comes from {resume['sampler']}",
+            f"that of {type(sampler).__name__}",
+            "go on with the kind of sampler that began",
+        )
+    if (resume["step_size"] is None) != (sampler.adaptation is None):
+        raise ConfigurationError(
+            "only one of the sampler and the run to resume has an adapting step size",
+            "both or neither",
+            "construct the sampler with the target_acceptance it had then",
+        )
+    position = Position(**{name: value for name, value in resume.items() if name != "sampler"})
+    checked_states(sampler.energy, position.x, "resume['x']")
+    return position

@@ -1,0 +1,270 @@
+"""Philox4x32-10 and the numbers made of it: the one source of randomness, on every device.
+
+Philox (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011) is a
+function from a counter (four 32-bit words) and a key (two) to four random words. There is no state
+to carry along, so the numbers of a chain do not depend on how many chains, threads or pieces a run
+has. The layout is public, and fixed for ever:
+
+- key = (low, high word of the 64-bit seed); counter = (chain, low word of index, high word of
+  index, stream);
+- normal n of a chain comes from block (index) n // 4. Box–Muller makes normals 0 and 1 of a block
+  from its words 0 and 1, and normals 2 and 3 from its words 2 and 3: r cos θ and r sin θ with r =
+  sqrt(-2 ln u), u = (first word + 1/2)·2⁻³² and θ = 2π·(second word)·2⁻³². In float32 and float64
+  these are the same numbers, to rounding;
+- uniform n is ((w >> 9) + 1/2)·2⁻²³ with w = word n mod 4 of block n // 4: exact in both dtypes,
+  never 0 or 1.
+
+The functions are plain Python on integers, compiled by numba for the CPU, and fit to be compiled as
+device functions for CUDA; `philox4x32` runs the same source on NumPy arrays. Those that call each
+other stay in this one file, because numba's cache on disk does not notice changes elsewhere.
+
+Speed comes from form: a tile of blocks is made in two passes, first the integers, then the numbers,
+each a loop without loads of counters or calls to libm, which LLVM turns into SIMD code; in float32
+logarithm, sine and cosine are polynomials. A tile is always computed whole, so that no number
+depends on its place among others.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ebm_core import ConfigurationError, ShapeError
+
+TILE = 128
+"""Blocks of four numbers made at once."""
+
+NORMAL_FLOAT32, NORMAL_FLOAT64, UNIFORM = 0, 1, 2
+"""What `fill_rows` makes of the words."""
+
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+_f, _i, _u = np.float32, np.int32, np.uint32
+_ROOT_HALF = _u(0xB504F334)  # sqrt(1/2)·2³², and its bits as a float32:
+_ROOT_HALF_BITS = _i(0x3F3504F3)
+_TURN = 2.0 * math.pi * 2.0**-32
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compiled for the CPU; kept on disk where numba finds a folder to write to."""
+    options: dict[str, Any] = {
+        "error_model": "numpy",
+        "nogil": True,
+        "fastmath": {"contract"},
+    }
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        return numba.njit(**options)(function)
+
+
+@_compiled
+def philox_block(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+    """The four words of a counter under a key; every number a uint64 that holds 32 bits."""
+    for _ in range(10):
+        p0 = _M0 * c0
+        p1 = _M1 * c2
+        c0 = (p1 >> _32) ^ c1 ^ k0
+        c1 = p1 & _LOW
+        c2 = (p0 >> _32) ^ c3 ^ k1
+        c3 = p0 & _LOW
+        k0 = (k0 + _W0) & _LOW
+        k1 = (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+@_compiled
+def minus_log_unit(w):  # type: ignore[no-untyped-def]
+    """-ln((w + 1/2)·2⁻³²) of a uint32 word, in float32; relative error below 2e-7.
+
+    Above sqrt(1/2) the distance from 1 is taken from the integer, exactly; below, from mantissa and
+    exponent.
+    """
+    close_to_one = w >= _ROOT_HALF
+    v = _f(~w if close_to_one else w) + _f(0.5)
+    bits = np.float32(v).view(np.int32)  # numba wants these spelt out
+    exponent = (bits - _ROOT_HALF_BITS) >> _i(23)
+    mantissa = np.int32(bits - (exponent << _i(23))).view(np.float32)
+    t = -v * _f(2.0**-32) if close_to_one else mantissa - _f(1)
+    k = _f(0) if close_to_one else _f(32) - _f(exponent)
+    # (ln(1 + t) - t + t²/2)/t³ on [sqrt(1/2) - 1, sqrt(2) - 1], least maximum error 6e-9
+    p = _f(-0.07634429633617401)
+    p = p * t + _f(0.12761549651622772)
+    p = p * t + _f(-0.131601944565773)
+    p = p * t + _f(0.14201761782169342)
+    p = p * t + _f(-0.16623356938362122)
+    p = p * t + _f(0.20001226663589478)
+    p = p * t + _f(-0.250008225440979)
+    p = p * t + _f(0.3333333134651184)
+    return k * _f(0.6931471805599453) - (t - t * t * (_f(0.5) - t * p))
+
+
+@_compiled
+def cos_sin_turn(w):  # type: ignore[no-untyped-def]
+    """Cosine and sine of 2π·w·2⁻³² of a uint32 word, in float32; error below 1.2e-7."""
+    quadrant = (w + _u(0x20000000)) >> _u(30)
+    t = _f(_i(_u(w - (quadrant << _u(30))))) * _f(_TURN)
+    z = t * t
+    s = t + t * z * (
+        _f(-0.16666655242443085) + z * (_f(0.008332177996635437) + z * _f(-0.00019517297914717346))
+    )
+    c = _f(1) + z * (
+        _f(-0.5)
+        + z
+        * (
+            _f(0.04166664555668831)
+            + z * (_f(-0.001388736767694354) + z * _f(2.443845005473122e-05))
+        )
+    )
+    odd = (quadrant & _u(1)) != 0
+    cosine = s if odd else c
+    sine = c if odd else s
+    if ((quadrant + _u(1)) & _u(2)) != 0:
+        cosine = -cosine
+    if (quadrant & _u(2)) != 0:
+        sine = -sine
+    return cosine, sine
+
+
+@_compiled
+def _tile_of_words(w, chain, chain_step, block, block_step, stream, k0, k1):  # type: ignore[no-untyped-def]
+    for i in range(TILE):
+        b = np.uint64(block + np.uint64(i) * block_step)
+        c = np.uint64(chain + np.uint64(i) * chain_step) & _LOW
+        w0, w1, w2, w3 = philox_block(c, b & _LOW, b >> _32, stream, k0, k1)
+        w[0, i] = _u(w0)
+        w[1, i] = _u(w1)
+        w[2, i] = _u(w2)
+        w[3, i] = _u(w3)
+
+
+@_compiled
+def _tile_of_normals_float32(w, z):  # type: ignore[no-untyped-def]
+    for pair in range(0, 4, 2):
+        for i in range(TILE):
+            radius = np.sqrt(_f(2) * minus_log_unit(w[pair, i]))
+            cosine, sine = cos_sin_turn(w[pair + 1, i])
+            z[pair, i] = radius * cosine
+            z[pair + 1, i] = radius * sine
+
+
+@_compiled
+def _tile_of_normals_float64(w, z):  # type: ignore[no-untyped-def]
+    for pair in range(0, 4, 2):
+        for i in range(TILE):
+            radius = math.sqrt(-2.0 * math.log((w[pair, i] + 0.5) * 2.0**-32))
+            angle = w[pair + 1, i] * _TURN
+            z[pair, i] = radius * math.cos(angle)
+            z[pair + 1, i] = radius * math.sin(angle)
+
+
+@_compiled
+def _tile_of_uniforms(w, z):  # type: ignore[no-untyped-def]
+    for word in range(4):
+        for i in range(TILE):
+            z[word, i] = (_f(w[word, i] >> _u(9)) + _f(0.5)) * _f(2.0**-23)
+
+
+@_compiled
+def fill_rows(out, kind, seed, stream, first_chain, first_index):  # type: ignore[no-untyped-def]
+    """Fill ``out[row, j]`` with number first_index + j of chain first_chain + row.
+
+    Args:
+        out: Float array ``(rows, numbers)``, C order.
+        kind: `NORMAL_FLOAT32`, `NORMAL_FLOAT64` or `UNIFORM`.
+        seed: uint64.
+        stream: uint64, as the following; all below 2³² but first_index.
+        first_chain: Number of the chain of row 0.
+        first_index: Number of the first normal or uniform within its chain.
+    """
+    rows, length = out.shape
+    if rows == 0 or length == 0:
+        return
+    w = np.empty((4, TILE), np.uint32)
+    z = np.empty((4, TILE), out.dtype)
+    first_block = first_index >> np.uint64(2)
+    skipped = np.int64(first_index & np.uint64(3))
+    n_blocks = (skipped + length + 3) // 4
+    # Lanes run over chains or over the blocks of a chain, whichever are more.
+    across = rows >= n_blocks
+    n_outer, n_inner = (n_blocks, rows) if across else (rows, n_blocks)
+    chain_step, block_step = np.uint64(across), np.uint64(not across)
+    for outer in range(n_outer):
+        for inner in range(0, n_inner, TILE):
+            row, block = (inner, outer) if across else (outer, inner)
+            _tile_of_words(
+                w,
+                first_chain + np.uint64(row),
+                chain_step,
+                first_block + np.uint64(block),
+                block_step,
+                stream,
+                seed & _LOW,
+                seed >> _32,
+            )
+            if kind == NORMAL_FLOAT32:
+                _tile_of_normals_float32(w, z)
+            elif kind == NORMAL_FLOAT64:
+                _tile_of_normals_float64(w, z)
+            else:
+                _tile_of_uniforms(w, z)
+            count = min(TILE, n_inner - inner)
+            if across:
+                for word in range(4):
+                    column = 4 * block + word - skipped
+                    if 0 <= column < length:
+                        for i in range(count):
+                            out[row + i, column] = z[word, i]
+            else:
+                for i in range(count):
+                    column = 4 * (block + i) - skipped
+                    if column >= 0 and column + 4 <= length:
+                        out[row, column] = z[0, i]
+                        out[row, column + 1] = z[1, i]
+                        out[row, column + 2] = z[2, i]
+                        out[row, column + 3] = z[3, i]
+                    else:
+                        for word in range(4):
+                            if 0 <= column + word < length:
+                                out[row, column + word] = z[word, i]
+
+
+def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
+    """The random words of counters under keys: Philox4x32-10 (Salmon et al. 2011).
+
+    Args:
+        counter: Words below 2³² (integers, array or tensor), ``(..., 4)``.
+        key: Words below 2³², ``(..., 2)``; leading axes broadcast with the counter's.
+
+    Returns:
+        Words, ``(..., 4)``.
+
+    Raises:
+        ShapeError: If the last axis has another length.
+        ConfigurationError: If a word is no integer from 0 to 2³² - 1.
+
+    Example:
+        >>> [f"{word:08x}" for word in philox4x32([0, 0, 0, 0], [0, 0])]
+        ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+    """
+    counters, keys = _words("counter", counter, 4), _words("key", key, 2)
+    block = philox_block.py_func(
+        *(counters[..., i] for i in range(4)), *(keys[..., i] for i in range(2))
+    )
+    return np.stack(np.broadcast_arrays(*block), axis=-1).astype(np.uint32)
+
+
+def _words(name: str, value: ArrayLike, length: int) -> NDArray[np.uint64]:
+    words = np.asarray(value)
+    if words.ndim == 0 or words.shape[-1] != length:
+        raise ShapeError(f"{name} has shape {words.shape}", f"(..., {length})", f"reshape {name}")
+    if words.dtype.kind not in "iu" or (words < 0).any() or (words >= 2**32).any():
+        raise ConfigurationError(
+            f"{name} is {value!r}", "integers from 0 to 2**32 - 1", f"pass {name} as 32-bit words"
+        )
+    return words.astype(np.uint64)

@@ -1,0 +1,175 @@
+"""What a run keeps: draws, running moments, statistics; and the result, complete or partial.
+
+With ``keep="trajectory"`` statistics belong to the interval of transitions that a draw ends.
+Otherwise nothing grows with the run: one set of statistics covers all of it. Whatever is recorded
+becomes part of a result by a single assignment of a `_Mark`, so that an interruption at any point
+leaves a result that is consistent, as of the last draw.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebm_core import Moments, SampleResult
+from ebm_samplers.chains import Chains, Moment, Position
+from ebm_samplers.states import Statistics
+
+
+@dataclass(frozen=True)
+class _Mark:
+    moment: Moment
+    burn_in: int
+    n_draws: int
+    n_transitions: int
+    statistics: Statistics
+    moments: Moments | None
+
+
+@dataclass(frozen=True)
+class _Draw:
+    index: int
+    x: Tensor
+    energy: Tensor
+    statistics: Statistics
+
+
+class Recorder:
+    """Collects what ``sample`` returns.
+
+    Args:
+        chains: The chains to look at.
+        keep: As in ``sample``.
+        n_draws: How many draws there will be.
+        burn_in: Transitions of burn-in that come first.
+    """
+
+    def __init__(self, chains: Chains, keep: str, n_draws: int, burn_in: int) -> None:
+        self.chains, self.keep, self.total = chains, keep, n_draws
+        self._statistics: Statistics = {}
+        self._n_transitions = 0
+        self._draws: list[_Draw] = []
+        self._buffers: dict[str, Tensor] = {}
+        self._mark = _Mark(chains.moment(), burn_in, 0, 0, {}, None)
+
+    @property
+    def n_draws(self) -> int:
+        """Draws so far."""
+        return self._mark.n_draws
+
+    def burn_in(self, remaining: int) -> None:
+        """Note a transition of burn-in."""
+        self._mark = _Mark(self.chains.moment(), remaining, 0, 0, {}, None)
+
+    def add(self, statistics: Statistics) -> None:
+        """Note a counted transition."""
+        self._n_transitions += 1
+        before = self._statistics
+        self._statistics = {
+            name: _combined(name, before[name], value) if name in before else value
+            for name, value in statistics.items()
+        }
+
+    def draw(self) -> None:
+        """Note that the present states are a draw."""
+        state, moments, index = self.chains.state, self._mark.moments, self._mark.n_draws
+        if self.keep == "trajectory":
+            averages = _averaged(self._statistics, self._n_transitions)
+            self._draws.append(_Draw(index, state.x, state.energy, averages))
+            self._statistics, self._n_transitions = {}, 0
+            if len(self._draws) >= self.chains.noise.block:
+                self._flush()
+        elif self.keep == "moments":
+            draw = Moments.of(state.x)
+            moments = draw if moments is None else moments.merged(draw)
+        self._set_mark(index + 1, moments)
+
+    def end(self) -> None:
+        """Note that the run is over: transitions after the last draw count for ``final``."""
+        self._set_mark(self._mark.n_draws, self._mark.moments)
+
+    def result(self) -> SampleResult:
+        """The result up to the last draw (or `end`)."""
+        mark, state = self._mark, self._mark.moment.state
+        self._flush()
+        n_chains = len(state.x)
+        if self.keep == "trajectory":
+            columns = {name: buffer[:, : mark.n_draws] for name, buffer in self._buffers.items()}
+            trajectory = columns.pop("x", state.x[:, None][:, :0])
+            potential = columns.pop("potential", state.energy[:, None][:, :0])
+        else:
+            averages = _averaged(mark.statistics, mark.n_transitions)
+            columns = {
+                name: value[:, None].clone()
+                if isinstance(value, Tensor)
+                else torch.full((n_chains, 1), value, device=state.x.device)
+                for name, value in averages.items()
+            }
+            trajectory, potential = None, state.energy[:, None].clone()
+        step_size = torch.as_tensor(
+            mark.moment.step_size, dtype=state.x.dtype, device=state.x.device
+        )
+        return SampleResult(
+            final=state.x.clone(),
+            trajectory=trajectory,
+            potential=potential,
+            stats={**columns, "step_size": step_size.expand(n_chains).clone()},
+            moments=mark.moments,
+            seed=self.chains.key,
+            resume=self._resume(mark),
+        )
+
+    def _resume(self, mark: _Mark) -> dict[str, Any]:
+        position = self.chains.position(mark.moment, mark.burn_in)
+        values = {field.name: getattr(position, field.name) for field in fields(Position)}
+        return {"sampler": type(self.chains.sampler).__name__, **values}
+
+    def _set_mark(self, n_draws: int, moments: Moments | None) -> None:
+        self._mark = _Mark(
+            self.chains.moment(), 0, n_draws, self._n_transitions, self._statistics, moments
+        )
+
+    def _flush(self) -> None:
+        """Copy pending draws into the buffers."""
+        draws = self._draws
+        if not draws:
+            return
+        columns: dict[str, list[Any]] = {
+            "x": [draw.x for draw in draws],
+            "potential": [draw.energy for draw in draws],
+            **{name: [d.statistics[name] for d in draws] for name in draws[0].statistics},
+        }
+        first, end = draws[0].index, draws[-1].index + 1
+        x = draws[0].x
+        for name, values in columns.items():
+            tensors = isinstance(values[0], Tensor)
+            column = torch.stack(values, 1) if tensors else torch.tensor(values, device=x.device)
+            if name not in self._buffers:
+                shape = (len(x), self.total, *column.shape[2:])
+                self._buffers[name] = column.new_empty(shape)
+            self._buffers[name][:, first:end] = column
+        self._draws = []
+
+
+def _combined(name: str, total: Tensor | int, value: Tensor | int) -> Tensor | int:
+    """Statistics of an interval from those of its parts; of other names, the last value."""
+    match name:
+        case "acceptance_rate" | "n_steps":
+            return total + value
+        case "diverging":
+            return total | value
+        case "tree_depth":
+            return torch.maximum(torch.as_tensor(total), torch.as_tensor(value))
+        case _:
+            return value
+
+
+def _averaged(statistics: Statistics, n: int) -> Mapping[str, Tensor | int]:
+    """Sums of ``n`` transitions as means, where the mean is wanted."""
+    if n == 1 or "acceptance_rate" not in statistics:
+        return statistics
+    total = statistics["acceptance_rate"]
+    assert isinstance(total, Tensor)
+    return {**statistics, "acceptance_rate": total / n}

@@ -1,0 +1,390 @@
+"""`MarkovSampler`: everything that samplers have in common, around one method that they do not.
+
+A sampler is one step. It derives from `MarkovSampler` and writes ``transition``: from the chains'
+`State` and a `Context` (this step's settings, random numbers and beta) to the next state and
+statistics, in tensor operations over all chains. ``sample`` and ``sample_chain``, seeds, thinning,
+burn-in, ``resume``, schedules, step adaptation, progress and partial results follow from that. A
+random-walk Metropolis sampler, complete::
+
+    class RandomWalk(MarkovSampler):
+        def transition(self, state, context):
+            proposal = self.evaluate(state.x + context.step_size * context.normals(Stream.NOISE))
+            delta = context.temper(proposal.energy - state.energy)
+            verdict = metropolis(delta, context.uniforms(Stream.ACCEPT))
+            return verdict.choose(proposal, state), {
+                "acceptance_rate": verdict.probability,
+                "diverging": verdict.diverging,
+                "n_steps": 1,
+            }
+
+Rules for a step: states and random numbers are not modified in place; there is no other source of
+randomness than the context; a sampler without an accept test says ``adjusted = False``. Chains that
+carry more than positions derive from `State`, and override ``start``. Further settings that may be
+schedules go into ``self.settings``.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ebm_core import (
+    BaseSampler,
+    ConfigurationError,
+    EBMError,
+    SampleResult,
+    draw_key,
+    evaluation_mode,
+    require_continuous,
+)
+from ebm_core.energy import EnergyLike
+from ebm_core.protocols import Callback, Keep
+from ebm_core.validation import check_choice, check_integer, check_positive
+from ebm_samplers.adaptation import StepSizeAdaptation
+from ebm_samplers.arguments import (
+    checked_beta,
+    checked_states,
+    empty_states,
+    fill_start,
+    refuse,
+    resumed_position,
+)
+from ebm_samplers.chains import Chains, Position
+from ebm_samplers.progress import calls_due, progress_bar
+from ebm_samplers.recorder import Recorder
+from ebm_samplers.schedules import Schedule, Setting
+from ebm_samplers.states import Context, State, Statistics
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which engine runs, and why.
+
+    Attributes:
+        engine: ``"torch"`` or ``"fused"``.
+        reason: Why this one.
+    """
+
+    engine: str
+    reason: str
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"engine {self.engine!r}: {self.reason}"
+
+
+class MarkovSampler(BaseSampler):
+    """Base class of samplers that repeat one transition.
+
+    Args:
+        energy: An `EnergyFunction` or any callable ``(chain, *event) -> (chain,)``, on continuous
+            states.
+        step_size: A positive number, or a schedule ``step -> number``.
+        target_acceptance: Acceptance rate that the step size is to follow (see
+            `ebm_samplers.adaptation`): always in ``sample_chain``, in ``sample`` during ``burn_in``
+            only. None: the step stays.
+        engine: ``"auto"``, ``"fused"`` or ``"torch"``. This version has the torch engine alone.
+
+    Raises:
+        SupportError: If the energy is defined on discrete states.
+        ConfigurationError: If a setting makes no sense.
+
+    Attributes:
+        adjusted: Whether transitions end in an accept test (class attribute).
+        settings: What may be a schedule, by name.
+    """
+
+    adjusted: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        energy: EnergyLike,
+        step_size: float | Schedule,
+        *,
+        target_acceptance: float | None = None,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(energy)
+        require_continuous(self.energy.support, type(self).__name__)
+        self.engine = check_choice("engine", engine, ("auto", "fused", "torch"))
+        if engine == "fused":
+            raise ConfigurationError(
+                "engine is 'fused'",
+                "'auto' or 'torch', since this version has the torch engine alone",
+                "leave engine at 'auto'",
+            )
+        self.adaptation = (
+            None if target_acceptance is None else StepSizeAdaptation(target_acceptance)
+        )
+        self.settings: dict[str, Setting] = {}
+        self._adapted_step_size: float | None = None
+        self._key: int | None = None
+        self._counter = 0
+        self.step_size = step_size
+
+    @abstractmethod
+    def transition(self, state: State, context: Context) -> tuple[State, Statistics]:
+        """One step of all chains.
+
+        Args:
+            state: The chains; not to be modified in place.
+            context: Settings of this step, random numbers, beta.
+
+        Returns:
+            The next state, and statistics under ArviZ's names: ``acceptance_rate`` (needed by
+            ``target_acceptance``; 0 where the proposal was not finite), ``diverging``, ``n_steps``
+            (gradients), and more where there is more.
+        """
+
+    def start(self, x: Tensor, context: Context) -> State:
+        """The state of chains at ``x``, ``(chain, *event)``."""
+        return self.evaluate(x)
+
+    def evaluate(self, x: Tensor) -> State:
+        """Positions with energy and gradient: one forward and one backward pass."""
+        energy, gradient = self.energy.energy_and_gradient(x)
+        return State(x, energy, gradient)
+
+    @property
+    def step_size(self) -> float | Schedule:
+        """The step size (where it adapts, the present one) or its schedule. Can be set."""
+        return self._adapted_step_size or self.settings["step_size"].value
+
+    @step_size.setter
+    def step_size(self, step_size: float | Schedule) -> None:
+        setting = Setting("step_size", step_size)
+        if self.adaptation is not None:
+            if callable(setting.value):
+                raise ConfigurationError(
+                    "step_size is a schedule and target_acceptance a number",
+                    "one rule for the step size",
+                    "pass step_size as a number, or leave target_acceptance out",
+                )
+            self._adapted_step_size = setting.value
+        self.settings["step_size"] = setting
+
+    def explain(self, x: Tensor | None = None) -> Explanation:
+        """Which engine runs on states like ``x``, and why.
+
+        Example:
+            >>> from ebm_samplers import MALA
+            >>> print(MALA(lambda x: x.square().sum(1)).explain())
+            engine 'torch': this version has the torch engine alone
+        """
+        return Explanation("torch", "this version has the torch engine alone")
+
+    def sample_chain(
+        self, x_init: Tensor, n_steps: int, *, beta: float | Tensor | None = None
+    ) -> Tensor:
+        """Advance chains, going on with the sampler's random stream and adaptation.
+
+        Args:
+            x_init: Start states, ``(chain, *event)``; not modified.
+            n_steps: Number of transitions, at least 1.
+            beta: Target exp(-beta E): a positive number, or one a chain, ``(chain,)``; None for 1.
+
+        Returns:
+            Final states, detached.
+
+        Raises:
+            ShapeError: If ``x_init`` is no batch of states with one chain axis.
+            NumericalError: If start states are not finite, or energies too large for accept tests.
+
+        Example:
+            >>> from ebm_samplers import LangevinDynamics
+            >>> sampler = LangevinDynamics(lambda x: x.square().sum(1), step_size=0.1)
+            >>> sampler.sample_chain(torch.zeros(5, 2), n_steps=10).shape
+            torch.Size([5, 2])
+        """
+        n_steps = check_integer("n_steps", n_steps, at_least=1)
+        position = self._own_position(x=checked_states(self.energy, x_init), beta=beta)
+        with self._running(position, own=True) as chains:
+            for _ in chains.steps(n_steps, self.adaptation):
+                pass
+            return chains.state.x
+
+    def sample(
+        self,
+        x_init: Tensor | None = None,
+        *,
+        n_steps: int,
+        n_samples: int | None = None,
+        dim: int | tuple[int, ...] | None = None,
+        thin: int = 1,
+        burn_in: int = 0,
+        keep: Keep = "final",
+        seed: int | None = None,
+        first_chain: int = 0,
+        resume: Mapping[str, Any] | None = None,
+        progress: bool | None = None,
+        callback: Callback | None = None,
+        beta: float | Tensor | None = None,
+    ) -> SampleResult:
+        """Run chains and report on them.
+
+        With a ``seed``, the result is a function of the arguments and of the sampler's settings
+        (its present step size among them), and the sampler stays as it is. Without, the run goes on
+        with the sampler's own random stream. An adapting step moves during ``burn_in``, then stays;
+        a run with a ``seed`` or ``resume`` moves a copy.
+
+        Args:
+            x_init: Start states, ``(chain, *event)``; not modified. None to start from N(0, I).
+            n_steps: Transitions after ``burn_in``.
+            n_samples: Number of chains, where ``x_init`` is None.
+            dim: Event shape (int or tuple), where ``x_init`` is None and the energy's
+                ``event_shape`` too.
+            thin: Draws are the states after ``thin``, 2·``thin``, … transitions: n_steps // thin of
+                them. Transitions after the last draw count for ``final``.
+            burn_in: Transitions before the first counted one.
+            keep: ``"final"`` states only, the ``"trajectory"`` of draws, or running ``"moments"``.
+                Without a trajectory nothing grows with ``n_steps``.
+            seed: Key of the random stream, an integer from 0 to 2**64 - 1.
+            first_chain: Chain i of this call has the randomness of chain first_chain + i of a
+                larger run.
+            resume: The ``resume`` of an earlier result: goes on as if that run had not been cut
+                there (its ``n_steps`` being a multiple of ``thin``). Start, seed, first_chain and
+                beta come from there.
+            progress: Show a progress bar on stderr; None: on runs of more than 2 seconds in a
+                terminal.
+            callback: Called with the partial result after every max(1, n_draws // 100)-th draw; a
+                true return value stops the run, whose result has what was drawn till then.
+            beta: Target exp(-beta E): a positive number, or one a chain, ``(chain,)``.
+                ``potential`` stays E.
+
+        Returns:
+            The result; see `SampleResult`.
+
+        Raises:
+            ConfigurationError: If arguments make no sense, or not together.
+            ShapeError: If ``x_init`` is no batch of states with one chain axis.
+            NumericalError: If start states are not finite, or energies too large for accept tests.
+                An error (or Ctrl-C) in the middle of a run carries the draws before it as its
+                attribute ``result``.
+        """
+        n_steps = check_integer("n_steps", n_steps, at_least=1)
+        thin = check_integer("thin", thin, at_least=1)
+        burn_in = check_integer("burn_in", burn_in)
+        check_choice("keep", keep, ("final", "trajectory", "moments"))
+        if thin > n_steps:
+            raise ConfigurationError(
+                f"thin is {thin} and n_steps {n_steps}",
+                "thin of at most n_steps",
+                "make more steps or thin less",
+            )
+        start = {"x_init": x_init, "n_samples": n_samples, "dim": dim}
+        if resume is not None:
+            refuse(
+                "resume", {**start, "seed": seed, "first_chain": first_chain or None, "beta": beta}
+            )
+            position = resumed_position(self, resume)
+        else:
+            settings = {"beta": beta, "first_chain": check_integer("first_chain", first_chain)}
+            if x_init is not None:
+                refuse("x_init", {"n_samples": n_samples, "dim": dim})
+                x = checked_states(self.energy, x_init)
+            else:
+                x = empty_states(self.energy, n_samples, dim)
+            if seed is None:
+                position = self._own_position(x=x, **settings)
+            else:
+                position = self._position(x=x, key=draw_key(seed), **settings)
+            if x_init is None:
+                fill_start(position)
+        own = resume is None and seed is None
+        with self._running(position, own, check_start=resume is None) as chains:
+            recorder = Recorder(chains, keep, n_steps // thin, burn_in + position.burn_in)
+            try:
+                self._run(
+                    chains, recorder, burn_in + position.burn_in, n_steps, thin, progress, callback
+                )
+            except (KeyboardInterrupt, EBMError) as error:
+                error.result = recorder.result()  # type: ignore[union-attr]
+                raise
+            return recorder.result()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Key and counter of the random stream, and the adapting step: numbers or None."""
+        return {
+            "key": self._key,
+            "counter": self._counter,
+            "step_size": self._adapted_step_size,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ConfigurationError: If it is not a state of such a sampler.
+        """
+        if set(state_dict) != set(self.state_dict()):
+            raise ConfigurationError(
+                f"the state has the entries {sorted(state_dict)}",
+                f"{sorted(self.state_dict())}",
+                "load what state_dict() of such a sampler gave",
+            )
+        if (state_dict["step_size"] is None) != (self._adapted_step_size is None):
+            raise ConfigurationError(
+                "only one of the sampler and the state to load has an adapting step size",
+                "both or neither",
+                "construct the sampler with the target_acceptance it had when it was saved",
+            )
+        key = state_dict["key"]
+        self._key = None if key is None else draw_key(int(key))
+        self._counter = check_integer("counter", state_dict["counter"])
+        step_size = state_dict["step_size"]
+        self._adapted_step_size = (
+            None if step_size is None else check_positive("step_size", step_size)
+        )
+
+    def _run(
+        self,
+        chains: Chains,
+        recorder: Recorder,
+        burn_in: int,
+        n_steps: int,
+        thin: int,
+        progress: bool | None,
+        callback: Callback | None,
+    ) -> None:
+        with progress_bar(burn_in + n_steps, progress) as bar:
+            for done, _ in enumerate(chains.steps(burn_in, self.adaptation), 1):
+                recorder.burn_in(burn_in - done)
+                bar.update()
+            for done, statistics in enumerate(chains.steps(n_steps, None), 1):
+                recorder.add(statistics)
+                bar.update()
+                if done % thin == 0:
+                    recorder.draw()
+                    due = callback is not None and calls_due(recorder.n_draws, recorder.total)
+                    if due and callback is not None and callback(recorder.result()):
+                        chains.check()
+                        return
+            recorder.end()
+
+    @contextmanager
+    def _running(self, position: Position, own: bool, check_start: bool = True) -> Iterator[Chains]:
+        """Chains, in eval mode; afterwards the sampler's own stream is past what they used."""
+        chains = None
+        with evaluation_mode(self.energy), torch.no_grad():
+            try:
+                chains = Chains(self, position, check_start)
+                yield chains
+            finally:
+                if chains is not None and (own or chains.key == self._key):
+                    self._counter = max(self._counter, chains.counter)
+                if chains is not None and own and chains.adapted_step_size is not None:
+                    self._adapted_step_size = chains.adapted_step_size.item()
+
+    def _own_position(self, x: Tensor, **settings: Any) -> Position:
+        if self._key is None:
+            self._key = draw_key(None)
+        return self._position(x=x, key=self._key, counter=self._counter, **settings)
+
+    def _position(self, x: Tensor, beta: float | Tensor | None = None, **settings: Any) -> Position:
+        return Position(
+            x=x, beta=checked_beta(beta, x), step_size=self._adapted_step_size, **settings
+        )

@@ -1,0 +1,53 @@
+"""Settings that may change from step to step: a number, or a callable ``step -> number``.
+
+Steps count from 0 with each call of a sampler, transitions of ``burn_in`` included; ``resume`` goes
+on counting. Values are computed on the host, a block of steps at a time.
+"""
+
+from collections.abc import Callable, Sequence
+
+from ebm_core.validation import check_number
+
+Schedule = Callable[[int], float]
+"""A setting as a function of the step."""
+
+
+class Setting:
+    """A number or a schedule, checked whenever it is evaluated.
+
+    Args:
+        name: Its name, for messages.
+        value: The number, or the schedule.
+        zero: Whether 0 is allowed; negative numbers, infinity and NaN never are.
+
+    Raises:
+        ConfigurationError: If a value is not allowed, at once for a number.
+
+    Example:
+        >>> Setting("step_size", lambda step: 0.1 / (step + 1)).values(0, 2)
+        [0.1, 0.05]
+    """
+
+    def __init__(self, name: str, value: float | Schedule, *, zero: bool = False) -> None:
+        self.name = name
+        self.zero = zero
+        self.value: float | Schedule = value if callable(value) else self._checked(name, value)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether this is a number."""
+        return not callable(self.value)
+
+    def values(self, first: int, n: int) -> Sequence[float]:
+        """The values at steps ``first``, …, ``first + n - 1``."""
+        if not callable(self.value):
+            return [self.value] * n
+        schedule = self.value
+        return [self._checked(f"{self.name}({i})", schedule(i)) for i in range(first, first + n)]
+
+    def _checked(self, name: str, value: float) -> float:
+        return (
+            check_number(name, value, at_least=0)
+            if self.zero
+            else check_number(name, value, above=0)
+        )

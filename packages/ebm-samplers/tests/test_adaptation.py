@@ -1,0 +1,63 @@
+"""The step follows the acceptance rate, where and only where it should."""
+
+import math
+
+import pytest
+import torch
+
+from ebm_core import ConfigurationError
+from ebm_core.testing import QuadraticEnergy
+from ebm_samplers import MALA, HamiltonianMonteCarlo
+
+
+def sampler(kind=MALA, step_size=0.01, target=0.6):
+    return kind(QuadraticEnergy(torch.zeros(5), torch.ones(5)), step_size, target_acceptance=target)
+
+
+@pytest.mark.parametrize("beta", (None, torch.linspace(0.5, 2, 200)))
+@pytest.mark.parametrize(("kind", "target"), ((MALA, 0.6), (HamiltonianMonteCarlo, 0.8)))
+@pytest.mark.parametrize("step_size", (0.2, 6.0))
+def test_reaches_the_target_from_both_sides(kind, target, step_size, beta):
+    adapting = sampler(kind, step_size, target)
+    x = adapting.sample_chain(torch.randn(200, 5), 120, beta=beta)
+    fixed = kind(adapting.energy, adapting.step_size)
+    rate = fixed.sample(x, n_steps=20, seed=0, beta=beta).stats["acceptance_rate"].mean()
+    assert abs(rate - target) < 0.08
+
+
+def test_sample_adapts_in_burn_in_alone():
+    adapting = sampler()
+    adapting.sample(n_samples=50, n_steps=20)
+    assert adapting.step_size == 0.01
+    result = adapting.sample(n_samples=50, n_steps=2, burn_in=20)
+    assert adapting.step_size > 0.012
+    assert math.isclose(result.stats["step_size"][0].item(), adapting.step_size, rel_tol=1e-6)
+
+
+def test_a_seeded_run_adapts_a_copy_and_resumes_with_it():
+    adapting = sampler()
+    whole = adapting.sample(n_samples=50, n_steps=8, burn_in=20, seed=1, keep="trajectory")
+    assert adapting.step_size == 0.01
+    assert (whole.stats["step_size"] > 0.012).all()
+    cut = adapting.sample(n_samples=50, n_steps=3, burn_in=20, seed=1)
+    rest = sampler().sample(resume=cut.resume, n_steps=5, keep="trajectory")
+    assert torch.equal(rest.trajectory, whole.trajectory[:, 3:])
+    assert torch.equal(rest.stats["step_size"], whole.stats["step_size"])
+
+
+def test_states_carry_the_step():
+    adapting, twin = sampler(), sampler()
+    x = adapting.sample_chain(torch.randn(20, 5), 30)
+    twin.load_state_dict(adapting.state_dict())
+    assert twin.step_size == adapting.step_size != 0.01
+    assert torch.equal(twin.sample_chain(x, 10), adapting.sample_chain(x, 10))
+    with pytest.raises(ConfigurationError, match="target_acceptance"):
+        MALA(twin.energy).load_state_dict(twin.state_dict())
+
+
+def test_wrong_targets_are_refused():
+    for target in (0, 1, -0.5, math.nan):
+        with pytest.raises(ConfigurationError, match="target_acceptance"):
+            sampler(target=target)
+    with pytest.raises(ConfigurationError, match="schedule"):
+        sampler(step_size=lambda step: 0.1)

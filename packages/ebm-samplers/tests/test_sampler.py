@@ -1,0 +1,469 @@
+"""What all samplers share: `sample`, `sample_chain`, streams, resume, results, refusals."""
+
+import gc
+import io
+import math
+
+import pytest
+import torch
+
+from ebm_core import (
+    BaseSampler,
+    ConfigurationError,
+    EBMError,
+    NumericalError,
+    ShapeError,
+    SupportError,
+    TemperedSampler,
+    as_energy,
+    spin,
+)
+from ebm_core.testing import BaseSamplerConformance, QuadraticEnergy
+from ebm_samplers import (
+    MALA,
+    HamiltonianMonteCarlo,
+    LangevinDynamics,
+    MarkovSampler,
+    Stream,
+    metropolis,
+)
+
+
+class RandomWalk(MarkovSampler):
+    """The example of the module's docstring."""
+
+    def transition(self, state, context):
+        proposal = self.evaluate(state.x + context.step_size * context.normals(Stream.NOISE))
+        delta = context.temper(proposal.energy - state.energy)
+        verdict = metropolis(delta, context.uniforms(Stream.ACCEPT))
+        return verdict.choose(proposal, state), {
+            "acceptance_rate": verdict.probability,
+            "diverging": verdict.diverging,
+            "n_steps": 1,
+        }
+
+
+MAKERS = {
+    "langevin": lambda energy: LangevinDynamics(energy, 0.05),
+    "mala": lambda energy: MALA(energy, 0.2),
+    "hmc": lambda energy: HamiltonianMonteCarlo(energy, 0.3, 3),
+    "walk": lambda energy: RandomWalk(energy, 0.5),
+}
+
+
+class TestLangevin(BaseSamplerConformance):
+    bias = 0.06
+
+    @pytest.fixture
+    def make_sampler(self):
+        return MAKERS["langevin"]
+
+
+class TestMALA(BaseSamplerConformance):
+    @pytest.fixture
+    def make_sampler(self):
+        return MAKERS["mala"]
+
+
+class TestHMC(BaseSamplerConformance):
+    @pytest.fixture
+    def make_sampler(self):
+        return MAKERS["hmc"]
+
+
+class TestASamplerOfAUser(BaseSamplerConformance):
+    @pytest.fixture
+    def make_sampler(self):
+        return MAKERS["walk"]
+
+
+@pytest.fixture(params=MAKERS)
+def make(request):
+    return MAKERS[request.param]
+
+
+def quadratic(d: int = 3, dtype=torch.float64) -> QuadraticEnergy:
+    return QuadraticEnergy(torch.zeros(d, dtype=dtype), torch.linspace(0.5, 1, d, dtype=dtype))
+
+
+def test_protocols(make):
+    sampler = make(quadratic())
+    assert isinstance(sampler, BaseSampler)
+    assert isinstance(sampler, TemperedSampler)
+    assert sampler.explain().engine == "torch"
+    assert "torch engine alone" in str(sampler.explain(torch.zeros(1, 3)))
+
+
+def test_a_part_of_the_chains_equals_these_rows_of_the_whole(make):
+    whole = make(quadratic()).sample(n_samples=40, n_steps=30, seed=5, keep="trajectory")
+    part = make(quadratic()).sample(
+        n_samples=7, n_steps=30, seed=5, keep="trajectory", first_chain=20
+    )
+    assert torch.equal(part.trajectory, whole.trajectory[20:27])
+
+
+@pytest.mark.parametrize("thin", (1, 3))
+def test_resume_equals_the_uncut_run(make, thin):
+    energy = quadratic()
+    arguments = {
+        "n_samples": 5,
+        "seed": 2**64 - 1,
+        "burn_in": 4,
+        "thin": thin,
+        "keep": "trajectory",
+    }
+    beta = torch.linspace(0.5, 2, 5).double()
+    whole = make(energy).sample(n_steps=150, **arguments, beta=beta)
+    pieces = [make(energy).sample(n_steps=66, **arguments, beta=beta)]
+    for n_steps in (9, 75):
+        file = io.BytesIO()
+        torch.save(pieces[-1].resume, file)
+        file.seek(0)
+        resume = torch.load(file, weights_only=True)
+        pieces.append(
+            make(energy).sample(resume=resume, n_steps=n_steps, thin=thin, keep="trajectory")
+        )
+    assert torch.equal(torch.cat([p.trajectory for p in pieces], 1), whole.trajectory)
+    assert torch.equal(torch.cat([p.potential for p in pieces], 1), whole.potential)
+    assert torch.equal(pieces[-1].final, whole.final)
+    for name in whole.stats:
+        if name != "step_size":
+            assert torch.equal(torch.cat([p.stats[name] for p in pieces], 1), whole.stats[name])
+    assert pieces[-1].seed == whole.seed
+
+
+def test_resume_continues_schedules():
+    sampler = LangevinDynamics(quadratic(), lambda step: 0.1 / (1 + step))
+    whole = sampler.sample(n_samples=3, n_steps=8, burn_in=2, seed=0)
+    part = sampler.sample(n_samples=3, n_steps=5, burn_in=2, seed=0)
+    rest = sampler.sample(resume=part.resume, n_steps=3)
+    assert torch.equal(rest.final, whole.final)
+    assert torch.equal(rest.stats["step_size"], whole.stats["step_size"])
+
+
+def test_a_run_on_the_samplers_stream_goes_on_past_it():
+    torch.manual_seed(0)
+    sampler = MALA(quadratic(), 0.2)
+    first = sampler.sample(n_samples=3, n_steps=5, burn_in=2)
+    assert sampler.state_dict()["counter"] == 7
+    assert first.seed == sampler.state_dict()["key"]
+    second = sampler.sample(n_samples=3, n_steps=5)
+    assert not torch.equal(first.final, second.final)
+    sampler.sample(resume=first.resume, n_steps=4)
+    assert sampler.state_dict()["counter"] == 12
+    sampler.sample(resume=first.resume, n_steps=40)
+    assert sampler.state_dict()["counter"] == 47
+    sampler.sample(n_samples=3, n_steps=5, seed=9)
+    assert sampler.state_dict()["counter"] == 47
+
+
+def test_consecutive_calls_equal_one():
+    """Without a start in between, the stream does not show where calls end."""
+    x = torch.randn(4, 3).double()
+    samplers = [MALA(quadratic(), 0.2) for _ in range(2)]
+    for sampler in samplers:
+        sampler.load_state_dict({"key": 5, "counter": 0, "step_size": None})
+    once = samplers[0].sample_chain(x, 100)
+    assert torch.equal(samplers[1].sample_chain(samplers[1].sample_chain(x, 37), 63), once)
+
+
+def test_statistics_of_intervals(make):
+    fine = make(quadratic()).sample(n_samples=4, n_steps=12, seed=1, keep="trajectory")
+    thinned = make(quadratic()).sample(n_samples=4, n_steps=12, thin=4, seed=1, keep="trajectory")
+    final = make(quadratic()).sample(n_samples=4, n_steps=12, seed=1)
+    rules = {
+        "acceptance_rate": lambda v: v.mean(-1),
+        "diverging": lambda v: v.any(-1),
+        "n_steps": lambda v: v.sum(-1),
+        "energy": lambda v: v[..., -1],
+    }
+    for name, rule in rules.items():
+        if name in fine.stats:
+            torch.testing.assert_close(thinned.stats[name], rule(fine.stats[name].view(4, 3, 4)))
+            torch.testing.assert_close(final.stats[name], rule(fine.stats[name])[:, None])
+    assert fine.stats["diverging"].dtype == torch.bool
+    assert fine.stats["n_steps"].dtype == torch.int64
+
+
+def test_transitions_after_the_last_draw_count_for_final():
+    sampler = MALA(quadratic(), 0.2)
+    every = sampler.sample(n_samples=4, n_steps=8, seed=1, keep="trajectory")
+    thinned = sampler.sample(n_samples=4, n_steps=8, thin=3, seed=1, keep="trajectory")
+    assert thinned.trajectory.shape[1] == 2
+    assert torch.equal(thinned.final, every.final)
+
+
+def test_long_trajectories_are_whole():
+    sampler = LangevinDynamics(quadratic(1), 0.1)
+    whole = sampler.sample(n_samples=2, n_steps=300, seed=1, keep="trajectory")
+    assert torch.equal(whole.trajectory[:, -1], whole.final)
+    assert len(set(whole.trajectory.flatten().tolist())) == 600
+
+
+@pytest.mark.parametrize("keep", ("final", "moments"))
+def test_memory_does_not_grow_with_the_run(make, keep):
+    """Bytes of live tensors, looked at now and then from within forward."""
+    sizes, calls = [], [0]
+    quadratic_form = quadratic()
+
+    def energy(x):
+        calls[0] += 1
+        if calls[0] % 41 == 0:
+            live = (t for t in gc.get_objects() if type(t) is torch.Tensor)
+            sizes.append(sum(t.untyped_storage().nbytes() for t in live if t.device.type == "cpu"))
+        return quadratic_form(x)
+
+    sampler = make(as_energy(energy))
+    sampler.sample(
+        torch.zeros(100, 3).double(),
+        n_steps=150 if isinstance(sampler, HamiltonianMonteCarlo) else 450,
+        seed=0,
+        keep=keep,
+    )
+    assert len(sizes) >= 8
+    early, late = max(sizes[: len(sizes) // 2]), max(sizes[len(sizes) // 2 :])
+    assert late <= early * 1.2
+
+
+def test_states_are_copies():
+    sampler = MALA(quadratic(), 0.2, target_acceptance=0.5)
+    sampler.sample_chain(torch.zeros(3, 3).double(), 2)
+    state = sampler.state_dict()
+    state["counter"] = 99
+    assert sampler.state_dict()["counter"] == 2
+    file = io.BytesIO()
+    torch.save(sampler.state_dict(), file)
+    file.seek(0)
+    sampler.load_state_dict(torch.load(file, weights_only=True))
+    result = sampler.sample(torch.zeros(3, 3).double(), n_steps=2, seed=0)
+    before = result.resume["x"].clone()
+    result.final.zero_()
+    assert torch.equal(result.resume["x"], before)
+    with pytest.raises(ConfigurationError):
+        sampler.load_state_dict({"key": 1})
+
+
+def test_modules_are_in_eval_mode_meanwhile():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    net[2].eval()
+    energy = as_energy(lambda x: net(x).squeeze(1) + x.square().sum(1), net)
+    for call in (
+        lambda s: s.sample_chain(torch.zeros(3, 2), 2),
+        lambda s: s.sample(torch.zeros(3, 2), n_steps=2),
+    ):
+        seen = []
+        hook = net[1].register_forward_hook(
+            lambda module, *_, seen=seen: seen.append(module.training)
+        )
+        call(MALA(energy, 0.1))
+        hook.remove()
+        assert seen == [False] * 3
+        assert net[0].training
+        assert net[1].training
+        assert not net[2].training
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_works_under_every_grad_mode(make):
+    energy, x, runs = quadratic(), torch.zeros(3, 3).double(), []
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            runs.append(make(energy).sample(x, n_steps=3, seed=0).final)
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[0], runs[2])
+
+
+def test_callbacks_come_at_draws_and_can_stop():
+    counts = []
+    sampler = MALA(quadratic(), 0.2)
+
+    def callback(result):
+        counts.append(result.n_draws)
+        result.final.fill_(math.nan)  # a result is the caller's own
+        return len(counts) == 3
+
+    result = sampler.sample(
+        n_samples=2, n_steps=600, thin=3, seed=0, burn_in=5, keep="trajectory", callback=callback
+    )
+    assert counts == [2, 4, 6]
+    whole = sampler.sample(n_samples=2, n_steps=600, thin=3, seed=0, burn_in=5, keep="trajectory")
+    assert torch.equal(result.trajectory, whole.trajectory[:, :6])
+    rest = sampler.sample(resume=result.resume, n_steps=582, thin=3, keep="trajectory")
+    assert torch.equal(rest.trajectory, whole.trajectory[:, 6:])
+
+
+@pytest.mark.parametrize("error", (KeyboardInterrupt(), NumericalError("a", "b", "c")))
+@pytest.mark.parametrize(("at", "drawn"), ((4, 0), (30, 8)))
+@pytest.mark.parametrize("keep", ("final", "trajectory", "moments"))
+def test_an_interrupted_run_loses_nothing(error, at, drawn, keep):
+    calls = [0]
+    inner = quadratic()
+
+    def energy(x):
+        calls[0] += 1
+        if calls[0] == at + 1:
+            raise error
+        return inner(x)
+
+    arguments = {"n_samples": 2, "dim": 3, "thin": 3, "burn_in": 5, "seed": 0, "keep": keep}
+    sampler = MALA(as_energy(energy), 0.2)
+    with pytest.raises(type(error)) as caught:
+        sampler.sample(n_steps=60, **arguments)
+    partial = caught.value.result
+    whole = sampler.sample(n_steps=60, **arguments)
+    rest = sampler.sample(resume=partial.resume, n_steps=60 - 3 * drawn, thin=3, keep=keep)
+    assert torch.equal(rest.final, whole.final)
+    if keep == "trajectory":
+        assert partial.trajectory.shape == (2, drawn, 3)
+        joined = torch.cat([partial.trajectory, rest.trajectory], 1)
+        assert torch.equal(joined, whole.trajectory)
+    if keep == "moments" and drawn:
+        merged = partial.moments.merged(rest.moments)
+        torch.testing.assert_close(merged.mean, whole.moments.mean)
+        torch.testing.assert_close(merged.variance, whole.moments.variance)
+
+
+def test_progress_bar(capsys):
+    sampler = LangevinDynamics(quadratic(), 0.1)
+    sampler.sample(n_samples=1, n_steps=5, seed=0)
+    sampler.sample(n_samples=1, n_steps=5, seed=0, progress=False)
+    assert capsys.readouterr() == ("", "")
+    sampler.sample(n_samples=1, n_steps=5, seed=0, progress=True)
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "step" in output.err
+
+
+@pytest.mark.parametrize("offset", (1e6, 1e12))
+def test_energies_too_large_for_float32_are_refused(offset):
+    energy = as_energy(lambda x: x.square().sum(1) + offset)
+    x = torch.zeros(4, 2)
+    for make in (MAKERS["mala"], MAKERS["hmc"], MAKERS["walk"]):
+        with pytest.raises(NumericalError, match="4 of 4 chains.*float64.*offset"):
+            make(energy).sample_chain(x, 3)
+        make(energy).sample_chain(x.double(), 3)
+        make(energy).sample_chain(x, 1, beta=1e5 / offset)
+    LangevinDynamics(energy, 0.1).sample_chain(x, 3)
+
+
+def test_energies_that_become_too_large_are_refused():
+    sampler = RandomWalk(lambda x: -1e3 * x.sum(1), 5.0)
+    with pytest.raises(NumericalError, match="float64") as caught:
+        sampler.sample(torch.ones(3, 2), n_steps=1000, seed=0)
+    assert caught.value.result.final.shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    (
+        (torch.tensor([[0.0], [math.nan], [1.0]]), "1 of 3 start states"),
+        (torch.tensor([[-1.0], [-2.0]]), "2 of 2 start states"),
+        (torch.tensor([[math.inf]]), "1 of 1 start states"),
+    ),
+)
+def test_starts_that_are_not_finite_are_refused(make, x, message):
+    sampler = make(as_energy(lambda x: torch.where(x >= 0, x, math.inf).sum(1)))
+    with pytest.raises(NumericalError, match=message):
+        sampler.sample(x, n_steps=1, seed=0)
+    with pytest.raises(NumericalError, match=message):
+        sampler.sample_chain(x, 1)
+
+
+X = torch.zeros(4, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    (
+        ({"x_init": X[0], "n_steps": 1}, ShapeError, r"x\[None\]"),
+        ({"x_init": X[:, :2], "n_steps": 1}, ShapeError, "shape"),
+        ({"x_init": X[None], "n_steps": 1}, ShapeError, "one chain axis"),
+        ({"x_init": X[:0], "n_steps": 1}, ShapeError, "one chain axis"),
+        ({"x_init": X.long(), "n_steps": 1}, ConfigurationError, "floating"),
+        ({"x_init": X.tolist(), "n_steps": 1}, ConfigurationError, "list"),
+        ({"x_init": X, "n_steps": 1, "n_samples": 4}, ConfigurationError, "n_samples"),
+        ({"x_init": X, "n_steps": 1, "dim": 3}, ConfigurationError, "dim"),
+        ({"n_steps": 1}, ConfigurationError, "n_samples"),
+        ({"n_samples": 0, "n_steps": 1}, ConfigurationError, "n_samples"),
+        ({"n_samples": 4, "dim": 2, "n_steps": 1}, ShapeError, "event shape"),
+        ({"x_init": X, "n_steps": 0}, ConfigurationError, "n_steps"),
+        ({"x_init": X, "n_steps": 1.0}, ConfigurationError, "n_steps"),
+        ({"x_init": X, "n_steps": 2, "thin": 3}, ConfigurationError, "thin"),
+        ({"x_init": X, "n_steps": 2, "thin": 0}, ConfigurationError, "thin"),
+        ({"x_init": X, "n_steps": 2, "burn_in": -1}, ConfigurationError, "burn_in"),
+        ({"x_init": X, "n_steps": 2, "keep": "all"}, ConfigurationError, "keep"),
+        ({"x_init": X, "n_steps": 2, "seed": -1}, ConfigurationError, "seed"),
+        (
+            {"x_init": X, "n_steps": 2, "seed": 0, "first_chain": 2**32},
+            ConfigurationError,
+            "first_chain",
+        ),
+        ({"x_init": X, "n_steps": 2, "beta": 0}, ConfigurationError, "beta"),
+        ({"x_init": X, "n_steps": 2, "beta": -torch.ones(4)}, ConfigurationError, "beta"),
+        ({"x_init": X, "n_steps": 2, "beta": torch.ones(3)}, ShapeError, "beta"),
+        ({"resume": {"x": X}, "n_steps": 2}, ConfigurationError, "resume"),
+    ),
+)
+def test_wrong_arguments_are_refused(make, arguments, error, message):
+    with pytest.raises(error, match=message):
+        make(quadratic()).sample(**arguments)
+
+
+@pytest.mark.parametrize("n_steps", (0, -5, 1.5, True))
+def test_sample_chain_refuses_wrong_numbers_of_steps(make, n_steps):
+    with pytest.raises(ConfigurationError, match="n_steps"):
+        make(quadratic()).sample_chain(X, n_steps)
+
+
+def test_resume_stands_alone():
+    sampler = MALA(quadratic(), 0.2)
+    resume = sampler.sample(X, n_steps=1, seed=0).resume
+    for other in (
+        {"x_init": X},
+        {"seed": 1},
+        {"n_samples": 4},
+        {"dim": 3},
+        {"first_chain": 1},
+        {"beta": 1.0},
+    ):
+        with pytest.raises(ConfigurationError, match=next(iter(other))):
+            sampler.sample(resume=resume, n_steps=1, **other)
+    with pytest.raises(ConfigurationError, match="MALA"):
+        LangevinDynamics(quadratic(), 0.2).sample(resume=resume, n_steps=1)
+    with pytest.raises(ConfigurationError, match="target_acceptance"):
+        MALA(quadratic(), 0.2, target_acceptance=0.5).sample(resume=resume, n_steps=1)
+    with pytest.raises(ShapeError):
+        MALA(quadratic(2), 0.2).sample(resume=resume, n_steps=1)
+
+
+def test_energies_that_do_not_fit_are_refused(make):
+    with pytest.raises(SupportError):
+        make(as_energy(lambda x: x.sum(1), support=spin))
+    free = make(lambda x: x.square().sum(1))
+    with pytest.raises(ConfigurationError, match="dim"):
+        free.sample(n_samples=4, n_steps=1)
+    with pytest.raises(ShapeError, match=r"x\[None\]"):
+        free.sample_chain(torch.zeros(3), 1)
+    with pytest.raises(ShapeError):
+        make(lambda x: x.square()).sample_chain(torch.zeros(3, 2), 1)
+
+
+def test_settings_can_be_read_and_set(make):
+    sampler = make(quadratic())
+    sampler.step_size = 0.01
+    assert sampler.step_size == 0.01
+    for wrong in (0, -1, math.nan, math.inf, "x"):
+        with pytest.raises(EBMError, match="step_size"):
+            sampler.step_size = wrong
+
+
+def test_every_event_shape_and_dtype(make):
+    for event in ((), (1,), (2, 3), (2, 1, 2)):
+        for dtype in (torch.float32, torch.float64):
+            sampler = make(
+                as_energy(lambda x: x.square().flatten(1).sum(1) if x.ndim > 1 else x.square())
+            )
+            x = torch.zeros(3, *event, dtype=dtype)
+            result = sampler.sample(x, n_steps=4, seed=0, keep="trajectory", beta=torch.ones(3))
+            assert result.trajectory.shape == (3, 4, *event)
+            assert result.trajectory.dtype == result.potential.dtype == dtype
