@@ -125,3 +125,13 @@ def test_frequencies_are_saved_with_the_model():
 def test_impossible_options_are_refused(options):
     with pytest.raises(ConfigurationError):
         MLPEnergy(**{"event_shape": 2, **options})
+
+
+@pytest.mark.parametrize("hidden", ((8, 4), ()))
+def test_the_input_gain_scales_the_first_layer_alone(hidden):
+    torch.manual_seed(0)
+    plain = MLPEnergy(3, hidden)
+    torch.manual_seed(0)
+    scaled = MLPEnergy(3, hidden, input_gain=4.0)
+    for index, (a, b) in enumerate(zip(plain.parameters(), scaled.parameters(), strict=True)):
+        torch.testing.assert_close(b, 4.0 * a if index < 2 else a)

@@ -12,20 +12,14 @@ def check_batch(energy: EnergyFunction, x: Tensor) -> int:
     Raises:
         ShapeError: If there is not exactly one batch axis, or no state.
     """
-    batch_shape = energy.batch_shape(x)
-    if len(batch_shape) != 1:
-        raise ShapeError(
-            f"x has {len(batch_shape)} batch axes, shape {tuple(x.shape)}",
-            "one batch axis, (batch, *event)",
-            f"flatten the batch axes with x.flatten(0, {len(batch_shape) - 1})",
-        )
-    if batch_shape[0] == 0:
+    n_states = energy.batch_size(x)
+    if n_states == 0:
         raise ShapeError(
             f"x holds no states, shape {tuple(x.shape)}",
             "a batch of at least one",
             "skip empty batches",
         )
-    return batch_shape[0]
+    return n_states
 
 
 def check_floating(x: Tensor, user: str) -> None:

@@ -80,15 +80,9 @@ class BaseModel(EnergyFunction):
             ShapeError: If ``x`` is not one batch of states, or the network does not give one number
                 a state.
         """
-        batch_shape = self.batch_shape(x)
-        if len(batch_shape) != 1:
-            raise ShapeError(
-                f"x has {len(batch_shape)} batch axes, shape {tuple(x.shape)}",
-                "one batch axis, (batch, *event)",
-                f"flatten the batch axes with x.flatten(0, {len(batch_shape) - 1})",
-            )
+        n_states = self.batch_size(x)
         energy = self.network_energy(x)
-        if energy.shape not in (batch_shape, (*batch_shape, 1)):
+        if energy.shape not in ((n_states,), (n_states, 1)):
             raise ShapeError(
                 f"the network gave {tuple(energy.shape)} for states {tuple(x.shape)}",
                 "one number a state, (batch,) or (batch, 1)",
