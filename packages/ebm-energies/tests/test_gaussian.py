@@ -51,7 +51,7 @@ def test_diagonals_equal_dense_matrices(form: dict[str, torch.Tensor]) -> None:
 def test_low_rank_equals_dense() -> None:
     generator = torch.Generator().manual_seed(1)
     factor = torch.randn(3, 2, dtype=torch.float64, generator=generator)
-    diagonal = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    diagonal = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
     low_rank = LowRankGaussian(MEAN, factor, diagonal)
     dense = Gaussian(MEAN, factor @ factor.mT + diagonal.diag())
     torch.testing.assert_close(low_rank(STATES), dense(STATES))
