@@ -36,6 +36,7 @@ os.environ["UV_CONSTRAINT"] = os.environ["PIP_CONSTRAINT"] = str(ROOT / "constra
 if "PIP_FIND_LINKS" in os.environ:  # uv does not read pip's settings
     os.environ.setdefault("UV_FIND_LINKS", ",".join(os.environ["PIP_FIND_LINKS"].split()))
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # on small tensors threads wait for each other
 for leak in ("PYTHONPATH", "UV_PYTHON"):
     os.environ.pop(leak, None)
 
