@@ -4,7 +4,7 @@ After every transition log h moves by ``gain · (acceptance - target)``, where a
 chains' mean acceptance probability (0 for a proposal that is not finite). The gain is constant,
 unlike that of dual averaging or any scheme that converges, because the target distribution of a
 training run never stops moving. A gain of 0.1 forgets within some 20 transitions, brings a step
-that is ten times too large or too small to its place within 40 to 80, and lets a single chain's
+that is ten times too large or too small to its place within 60 to 90, and lets a single chain's
 step fluctuate by about a tenth. Chains that keep adapting are not exactly invariant, so ``sample``
 freezes the step after ``burn_in``.
 

@@ -17,7 +17,7 @@ from ebm_core import NumericalError, ShapeError
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.metropolis import check_resolution
 from ebm_samplers.noise import Noise
-from ebm_samplers.states import Context, State, Statistics
+from ebm_samplers.states import Context, State, Statistics, per_chain
 
 if TYPE_CHECKING:
     from ebm_samplers.sampler import MarkovSampler
@@ -187,6 +187,9 @@ class Chains:
 
 
 def _check_start(state: State) -> None:
+    total = state.energy + per_chain(state.x) + per_chain(state.gradient)
+    if (total - total == 0).all():  # fast, and true of nothing but finite numbers
+        return
     finite = state.energy.isfinite()
     for values in (state.x, state.gradient):
         finite = (
@@ -197,7 +200,7 @@ def _check_start(state: State) -> None:
     failed = len(finite) - int(finite.sum())
     if failed:
         raise NumericalError(
-            f"{failed} of {len(finite)} start states are not finite, or their energy or gradient",
+            f"{failed} of {len(finite)} start states, their energies or gradients are not finite",
             "finite states of finite energy",
             "start inside the support, and check x_init for NaN",
         )

@@ -202,7 +202,7 @@ class MarkovSampler(BaseSampler):
         """
         n_steps = check_integer("n_steps", n_steps, at_least=1)
         position = self._own_position(x=checked_states(self.energy, x_init), beta=beta)
-        with self._running(position, own=True) as chains:
+        with self._running(position, follows=True, adapts=True, check_start=True) as chains:
             for _ in chains.steps(n_steps, self.adaptation):
                 pass
             return chains.state.x
@@ -239,7 +239,8 @@ class MarkovSampler(BaseSampler):
                 ``event_shape`` too.
             thin: Draws are the states after ``thin``, 2·``thin``, … transitions: n_steps // thin of
                 them. Transitions after the last draw count for ``final``.
-            burn_in: Transitions before the first counted one.
+            burn_in: Transitions before the first counted one (after those that a run to ``resume``
+                still had before it).
             keep: ``"final"`` states only, the ``"trajectory"`` of draws, or running ``"moments"``.
                 Without a trajectory nothing grows with ``n_steps``.
             seed: Key of the random stream, an integer from 0 to 2**64 - 1.
@@ -295,7 +296,8 @@ class MarkovSampler(BaseSampler):
             if x_init is None:
                 fill_start(position)
         own = resume is None and seed is None
-        with self._running(position, own, check_start=resume is None) as chains:
+        follows = own or (resume is not None and position.key == self._key)
+        with self._running(position, follows, adapts=own, check_start=resume is None) as chains:
             recorder = Recorder(chains, keep, n_steps // thin, burn_in + position.burn_in)
             try:
                 self._run(
@@ -366,17 +368,26 @@ class MarkovSampler(BaseSampler):
             recorder.end()
 
     @contextmanager
-    def _running(self, position: Position, own: bool, check_start: bool = True) -> Iterator[Chains]:
-        """Chains, in eval mode; afterwards the sampler's own stream is past what they used."""
+    def _running(
+        self, position: Position, follows: bool, adapts: bool, check_start: bool
+    ) -> Iterator[Chains]:
+        """Chains, in eval mode.
+
+        Args:
+            position: Where they begin.
+            follows: Whether the sampler's own stream goes on past what they used.
+            adapts: Whether the sampler's own step becomes theirs.
+            check_start: Refuse start states that are not finite.
+        """
         chains = None
         with evaluation_mode(self.energy), torch.no_grad():
             try:
                 chains = Chains(self, position, check_start)
                 yield chains
             finally:
-                if chains is not None and (own or chains.key == self._key):
+                if chains is not None and follows:
                     self._counter = max(self._counter, chains.counter)
-                if chains is not None and own and chains.adapted_step_size is not None:
+                if chains is not None and adapts and chains.adapted_step_size is not None:
                     self._adapted_step_size = chains.adapted_step_size.item()
 
     def _own_position(self, x: Tensor, **settings: Any) -> Position:
