@@ -7,7 +7,7 @@ import torch
 
 from ebm_core import ConfigurationError
 from ebm_core.testing import QuadraticEnergy
-from ebm_samplers import MALA, HamiltonianMonteCarlo
+from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics
 
 
 def sampler(kind=MALA, step_size=0.01, target=0.6):
@@ -61,3 +61,17 @@ def test_wrong_targets_are_refused():
             sampler(target=target)
     with pytest.raises(ConfigurationError, match="schedule"):
         sampler(step_size=lambda step: 0.1)
+
+
+def test_the_last_calls_acceptance_is_kept_for_losses():
+    torch.manual_seed(0)
+    fixed = MALA(QuadraticEnergy(torch.zeros(5)), step_size=0.5)
+    assert fixed.acceptance_rate is None
+    x = torch.randn(500, 5)
+    final = fixed.sample_chain(x, 10)
+    result = fixed.sample(final, n_steps=10, seed=0)
+    expected = result.stats["acceptance_rate"].mean()
+    assert abs(fixed.acceptance_rate - expected) < 5 * 0.3 / (5000 / 10) ** 0.5
+    unadjusted = LangevinDynamics(QuadraticEnergy(torch.zeros(5)), step_size=0.5)
+    unadjusted.sample_chain(x, 2)
+    assert unadjusted.acceptance_rate is None

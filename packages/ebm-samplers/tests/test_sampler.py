@@ -383,8 +383,8 @@ X = torch.zeros(4, 3, dtype=torch.float64)
     (
         ({"x_init": X[0], "n_steps": 1}, ShapeError, r"x\[None\]"),
         ({"x_init": X[:, :2], "n_steps": 1}, ShapeError, "shape"),
-        ({"x_init": X[None], "n_steps": 1}, ShapeError, "one chain axis"),
-        ({"x_init": X[:0], "n_steps": 1}, ShapeError, "one chain axis"),
+        ({"x_init": X[None], "n_steps": 1}, ShapeError, "one batch axis"),
+        ({"x_init": X[:0], "n_steps": 1}, ShapeError, "one chain or more"),
         ({"x_init": X.long(), "n_steps": 1}, ConfigurationError, "floating"),
         ({"x_init": X.tolist(), "n_steps": 1}, ConfigurationError, "list"),
         ({"x_init": X, "n_steps": 1, "n_samples": 4}, ConfigurationError, "n_samples"),

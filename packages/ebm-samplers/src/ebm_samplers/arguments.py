@@ -26,13 +26,8 @@ def checked_states(energy: EnergyFunction, x: Tensor, name: str = "x_init") -> T
             "a tensor of floating-point states",
             f"convert it, as in {name}.float()",
         )
-    batch_shape = energy.batch_shape(x)
-    if len(batch_shape) != 1 or len(x) == 0:
-        raise ShapeError(
-            f"{name} has shape {tuple(x.shape)} with the batch axes {tuple(batch_shape)}",
-            "one chain axis, of length 1 or more",
-            "flatten the batch axes into one",
-        )
+    if energy.batch_size(x) == 0:
+        raise ShapeError(f"{name} has shape {tuple(x.shape)}", "one chain or more", "pass a state")
     return x.detach()
 
 

@@ -96,6 +96,8 @@ class MarkovSampler(BaseSampler):
     Attributes:
         adjusted: Whether transitions end in an accept test (class attribute).
         settings: What may be a schedule, by name.
+        acceptance_rate: Mean over transitions and chains of the last ``sample_chain``, a scalar
+            tensor; None before, and where there is no accept test. Losses report it.
     """
 
     adjusted: ClassVar[bool] = True
@@ -122,6 +124,7 @@ class MarkovSampler(BaseSampler):
         )
         self.settings: dict[str, Setting] = {}
         self._adapted_step_size: float | None = None
+        self.acceptance_rate: Tensor | None = None
         self._key: int | None = None
         self._counter = 0
         self.step_size = step_size
@@ -203,8 +206,9 @@ class MarkovSampler(BaseSampler):
         n_steps = check_integer("n_steps", n_steps, at_least=1)
         position = self._own_position(x=checked_states(self.energy, x_init), beta=beta)
         with self._running(position, follows=True, adapts=True, check_start=True) as chains:
-            for _ in chains.steps(n_steps, self.adaptation):
-                pass
+            rates = [s.get("acceptance_rate") for s in chains.steps(n_steps, self.adaptation)]
+            known = [rate for rate in rates if isinstance(rate, Tensor)]
+            self.acceptance_rate = torch.stack(known).mean() if known else None
             return chains.state.x
 
     def sample(
