@@ -17,3 +17,8 @@ def test_script_runs_and_is_short(script, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert len(script.read_text().splitlines()) < 60
+
+
+def test_the_readme_quotes_a_script_as_it_is():
+    readme = (ROOT / "README.md").read_text()
+    assert any(script.read_text() in readme for script in SCRIPTS)
