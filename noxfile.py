@@ -22,7 +22,7 @@ SOURCES = [str(ROOT / "packages" / name / "src") for name in PACKAGES]
 TORCH = "torch==2.13.0"
 UNCONSTRAINED = {"UV_CONSTRAINT": None, "PIP_CONSTRAINT": None}
 OWN_PYTHON = {"UV_PYTHON": None}  # else hatch installs its build backend into nox's environment
-CACHED_BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}  # thirty-two imports of torch
+CACHED_BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}  # where several processes import torch
 
 nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -204,4 +204,4 @@ def run_tests(session: nox.Session, package: str) -> None:
 def run_demo(session: nox.Session, *arguments: str) -> None:
     """Run examples/demo.py with the six wheels."""
     session.install(*wheels(*PACKAGES))
-    session.run("python", "examples/demo.py", *arguments, *session.posargs)
+    session.run("python", "examples/demo.py", *arguments, *session.posargs, env=CACHED_BYTECODE)
