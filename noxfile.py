@@ -122,7 +122,7 @@ def lowest(session: nox.Session, package: str) -> None:
     project = f"packages/{package}/pyproject.toml"
     session.install(
         *("--resolution=lowest-direct", f"--find-links={DIST}", TORCH, "-r", project),
-        *("--group", f"{project}:test", *wheels("ebm-core", package)),
+        *(*group("test", package), *wheels("ebm-core", package)),
         env=UNCONSTRAINED,
     )
     session.install(*group("test"), env=UNCONSTRAINED)
