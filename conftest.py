@@ -1,6 +1,7 @@
 """Runs the Python blocks of every Markdown page: one namespace and one empty folder a page."""
 
 import os
+import sys
 import tempfile
 from contextlib import ExitStack, chdir
 from typing import Any
@@ -18,8 +19,10 @@ def enter_empty_folder(namespace: dict[str, Any]) -> None:
 
 
 def leave_folder(namespace: dict[str, Any]) -> None:
-    """Return to where pytest was started."""
+    """Return to where pytest was started, with no figure open."""
     namespace["_folder"].close()
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 pytest_collect_file = Sybil(
