@@ -116,3 +116,51 @@ def test_supports_combine():
     other = constraints.interval(torch.zeros(2), 2 * torch.ones(2))
     with pytest.raises(SupportError):
         boxed + as_energy(abs_sum, support=other)
+
+
+def test_a_mixture_keeps_its_gradient_far_out_in_float32():
+    parts = [QuadraticEnergy(torch.tensor([c, 0.0])) for c in (-1.0, 1.0)]
+    far = torch.tensor([[0.0, 5000.0]])
+    gradient = MixtureEnergy(parts, [0.0, 0.0]).gradient(far)
+    torch.testing.assert_close(gradient, far)
+
+
+def test_a_mixture_is_infinite_where_all_parts_are():
+    outside = as_energy(lambda x: torch.where(x.sum(1) > 0, torch.inf, x.sum(1)))
+    energy = MixtureEnergy([outside, outside], [0.0, 0.0])
+    assert torch.isposinf(energy(torch.ones(1, 2))).all()
+
+
+def test_compositions_made_under_inference_mode_can_be_differentiated():
+    with torch.inference_mode():
+        energies = (0.5 * A, A.tempered(2.0), MixtureEnergy([A, B], [0.0, 0.0]))
+    for energy in energies:
+        assert energy.gradient(X).shape == X.shape
+
+
+def test_sums_differences_and_quotients():
+    torch.testing.assert_close(sum([A, B])(X), A(X) + B(X))
+    torch.testing.assert_close((A - B)(X), A(X) - B(X))
+    torch.testing.assert_close((A - abs_sum)(X), A(X) - abs_sum(X))
+    torch.testing.assert_close((A / 4)(X), A(X) / 4)
+
+
+def test_supports_follow_the_parts():
+    class Box(EnergyFunction):
+        event_ndim = 1
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("high", torch.ones(2))
+
+        @property
+        def support(self):
+            return constraints.interval(torch.zeros_like(self.high), self.high)
+
+        def forward(self, x):
+            return x.sum(-1)
+
+    whole = (2.0 * (Box() + abs_sum)).double()
+    assert whole.support.upper_bound.dtype == torch.float64
+    vectors = as_energy(abs_sum, support=constraints.independent(constraints.real, 1))
+    assert isinstance((vectors + Box()).support, constraints.interval)

@@ -108,6 +108,12 @@ def test_as_energy_takes_over_what_a_duck_says_of_itself():
 
     energy = as_energy(Duck())
     assert energy.event_shape == (3,)
+    Duck.event_shape = 3
+    assert as_energy(Duck()).event_shape == (3,)
+    Duck.event_shape = 2.5
+    with pytest.raises(ConfigurationError, match="event_shape"):
+        as_energy(Duck())
+    Duck.event_shape = [3]
     assert energy.support is constraints.positive
     assert as_energy(Duck(), event_shape=(2, 2)).event_shape == (2, 2)
     for wrong in (Duck, 3.0, None):
@@ -129,3 +135,9 @@ def test_state_options_follow_parameters_then_buffers():
     assert state_options(module)[1] == torch.float32
     assert state_options(copy.deepcopy(module).double())[1] == torch.float64
     assert state_options(nn.Identity())[1] == torch.get_default_dtype()
+
+
+def test_a_single_state_for_a_free_energy_is_told_of_the_batch_axis():
+    energy = as_energy(lambda x: x.square().sum(-1))
+    with pytest.raises(ShapeError, match=r"x\[None\]"):
+        energy.gradient(torch.ones(2))

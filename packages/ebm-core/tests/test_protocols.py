@@ -65,6 +65,8 @@ def test_a_loss_checks_its_data_and_its_value():
     assert loss.metrics["size"] == 3
     with pytest.raises(ShapeError):
         loss(torch.ones(2))
+    with pytest.raises(ConfigurationError, match="TensorDataset"):
+        loss([torch.ones(3, 2)])
     with pytest.raises(NumericalError, match="learning rate"):
         Scaled(ENERGY, float("nan"))(torch.ones(3, 2))
 

@@ -5,18 +5,61 @@ All are modules, so that their parts stay trainable and movable. Written with op
 refer to the unnormalised parts and must be explicit.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
 
 from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, state_options
 from ebm_core.errors import ConfigurationError, ShapeError
-from ebm_core.support import common_support, same_support
+from ebm_core.support import common_support
 from ebm_core.validation import check_number, check_tensor
 
 
-class SumEnergy(EnergyFunction):
+class CompositeEnergy(EnergyFunction):
+    """An energy made of others; event shape and support are what its parts have in common."""
+
+    @abstractmethod
+    def parts(self) -> list[EnergyFunction]:
+        """The energies it is made of."""
+
+    @property
+    def support(self) -> Constraint:  # type: ignore[override]
+        """The parts' common support, as it is now (bounds move with ``.to``)."""
+        return reduce(common_support, (part.support for part in self.parts()))
+
+    def _adopt(self) -> None:
+        """Take over the parts' event shape; check that supports fit, once the parts are set."""
+        for part in self.parts():
+            if part.event_shape is not None:
+                if self.event_shape not in (None, part.event_shape):
+                    raise ShapeError(
+                        f"energies of event shapes {tuple(self.event_shape or ())} and "
+                        f"{tuple(part.event_shape)} were combined",
+                        "energies of one event shape",
+                        "combine energies of equal shape",
+                    )
+                self.event_shape = part.event_shape
+            if part.event_ndim is not None:
+                self.event_ndim = part.event_ndim
+        _ = self.support
+
+    def _hold(self, name: str, value: Tensor, given: Any) -> None:
+        """Register a number: the parameter that was given as one, else a buffer."""
+        if isinstance(given, nn.Parameter):
+            self.register_parameter(name, given)
+            return
+        device, dtype = state_options(self.parts()[0])
+        dtype = given.dtype if isinstance(given, Tensor) and given.ndim else dtype
+        with torch.inference_mode(False):  # a buffer that autograd can use later
+            self.register_buffer(name, torch.tensor(value.tolist(), device=device, dtype=dtype))
+
+
+class SumEnergy(CompositeEnergy):
     """E(x) = Σ_k E_k(x): a product of experts.
 
     Args:
@@ -34,9 +77,12 @@ class SumEnergy(EnergyFunction):
 
     def __init__(self, *terms: EnergyLike) -> None:
         super().__init__()
-        flat = _flatten(terms)
-        self.terms = nn.ModuleList(flat)
-        _adopt_events(self, flat)
+        self.terms = nn.ModuleList(_flatten(terms))
+        self._adopt()
+
+    def parts(self) -> list[EnergyFunction]:
+        """The terms."""
+        return _energies(self.terms)
 
     def forward(self, x: Tensor) -> Tensor:
         """Σ_k E_k(x): ``(batch, *event) -> (batch,)``."""
@@ -47,7 +93,7 @@ class SumEnergy(EnergyFunction):
         return total
 
 
-class ScaledEnergy(EnergyFunction):
+class ScaledEnergy(CompositeEnergy):
     """E(x) = factor · E_1(x); the factor is a buffer, or a parameter if it was given as one.
 
     Args:
@@ -61,12 +107,12 @@ class ScaledEnergy(EnergyFunction):
         super().__init__()
         number = check_number("factor", factor)
         self.energy = as_energy(energy)
-        _adopt_events(self, [self.energy])
-        if isinstance(factor, nn.Parameter):
-            self.factor = factor
-        else:
-            device, dtype = state_options(self.energy)
-            self.register_buffer("factor", torch.tensor(number, device=device, dtype=dtype))
+        self._adopt()
+        self._hold("factor", torch.tensor(number, dtype=torch.float64), factor)
+
+    def parts(self) -> list[EnergyFunction]:
+        """The energy that is scaled."""
+        return [self.energy]
 
     def forward(self, x: Tensor) -> Tensor:
         """Factor · E_1(x): ``(batch, *event) -> (batch,)``."""
@@ -74,7 +120,7 @@ class ScaledEnergy(EnergyFunction):
         return self.factor * energies
 
 
-class MixtureEnergy(EnergyFunction):
+class MixtureEnergy(CompositeEnergy):
     """E(x) = -log Σ_k exp(log_weights[k] - E_k(x)).
 
     The weights multiply the *unnormalised* densities exp(-E_k). For mixture proportions π_k give
@@ -101,24 +147,26 @@ class MixtureEnergy(EnergyFunction):
     ) -> None:
         super().__init__()
         if len(energies) == 0:
-            raise ConfigurationError(
-                "a mixture of no energies", "at least one energy", "pass components"
-            )
-        components = [as_energy(energy) for energy in energies]
-        self.energies = nn.ModuleList(components)
-        _adopt_events(self, components)
+            raise ConfigurationError("a mixture of no energies", "at least one", "pass components")
+        self.energies = nn.ModuleList(as_energy(energy) for energy in energies)
+        self._adopt()
         weights = check_tensor("log_weights", log_weights, (len(energies),))
-        if isinstance(weights, nn.Parameter):
-            self.log_weights = weights
-        else:
-            device, dtype = state_options(self.energies)
-            dtype = weights.dtype if isinstance(log_weights, Tensor) else dtype
-            self.register_buffer("log_weights", weights.detach().clone().to(device, dtype))
+        self._hold("log_weights", weights, log_weights)
+
+    def parts(self) -> list[EnergyFunction]:
+        """The components."""
+        return _energies(self.energies)
 
     def forward(self, x: Tensor) -> Tensor:
         """-log Σ_k exp(log_weights[k] - E_k(x)): ``(batch, *event) -> (batch,)``."""
-        energies = torch.stack([energy(x) for energy in self.energies], dim=-1)
-        return -torch.logsumexp(self.log_weights - energies, dim=-1)
+        logs = self.log_weights - torch.stack([energy(x) for energy in self.energies], dim=-1)
+        # Far out logsumexp's gradient suffers from the rounding of its value: shift by hand.
+        top = logs.detach().amax(-1).clamp(min=torch.finfo(logs.dtype).min)
+        return -(top + (logs - top.unsqueeze(-1)).exp().sum(-1).log())
+
+
+def _energies(modules: nn.ModuleList) -> list[EnergyFunction]:
+    return [module for module in modules if isinstance(module, EnergyFunction)]
 
 
 def _flatten(terms: Sequence[EnergyLike]) -> list[EnergyFunction]:
@@ -126,29 +174,9 @@ def _flatten(terms: Sequence[EnergyLike]) -> list[EnergyFunction]:
     flat: list[EnergyFunction] = []
     for term in terms:
         if isinstance(term, SumEnergy):
-            flat.extend(_flatten(list(term.terms)))
+            flat.extend(term.parts())
         else:
             flat.append(as_energy(term))
     if not flat:
         raise ConfigurationError("a sum of no energies", "at least one energy", "pass terms")
     return flat
-
-
-def _adopt_events(whole: EnergyFunction, parts: Sequence[EnergyFunction]) -> None:
-    """Give ``whole`` the event shape, event axes and support that its parts have in common."""
-    support = None
-    for part in parts:
-        if part.event_shape is not None:
-            if whole.event_shape is not None and whole.event_shape != part.event_shape:
-                shapes = f"{tuple(whole.event_shape)} and {tuple(part.event_shape)}"
-                raise ShapeError(
-                    f"energies of event shapes {shapes} were combined",
-                    "energies of one event shape",
-                    "combine energies of equal shape",
-                )
-            whole.event_shape = part.event_shape
-        if part.event_ndim is not None:
-            whole.event_ndim = part.event_ndim
-        support = part.support if support is None else common_support(support, part.support)
-    if support is not None and not same_support(support, whole.support):
-        whole.support = support

@@ -172,11 +172,17 @@ class EnergyFunction(nn.Module, ABC):
 
         return SumEnergy(self, other) if callable(other) else NotImplemented
 
-    def __radd__(self, other: EnergyLike) -> "SumEnergy":
-        """E1 + E2, where E1 is a plain callable."""
+    def __radd__(self, other: EnergyLike | int) -> "EnergyFunction":
+        """E1 + E2, where E1 is a plain callable, or the 0 from which ``sum`` starts."""
         from ebm_core.composition import SumEnergy
 
+        if isinstance(other, int) and other == 0:
+            return self
         return SumEnergy(other, self) if callable(other) else NotImplemented
+
+    def __sub__(self, other: EnergyLike) -> "SumEnergy":
+        """E1 - E2: a ratio of densities."""
+        return self + -as_energy(other) if callable(other) else NotImplemented
 
     def __mul__(self, factor: float | Tensor) -> "ScaledEnergy":
         """The energy times a number (an inverse temperature)."""
@@ -185,6 +191,10 @@ class EnergyFunction(nn.Module, ABC):
         return ScaledEnergy(self, factor)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, temperature: float) -> "ScaledEnergy":
+        """E / T; see `tempered`."""
+        return self.tempered(temperature)
 
     def __neg__(self) -> "ScaledEnergy":
         """The energy with its sign changed."""
@@ -214,6 +224,7 @@ class CallableEnergy(EnergyFunction):
         for name in ("event_shape", "event_ndim", "support"):
             if getattr(function, name, None) is not None:
                 setattr(self, name, getattr(function, name))
+        event_shape = self.event_shape if event_shape is None else event_shape
         if event_shape is not None:
             self.event_shape = check_event_shape("event_shape", event_shape)
         if support is not None:
@@ -283,7 +294,8 @@ def check_energies(energy: Any, batch_shape: torch.Size) -> Tensor:
         raise ShapeError(
             f"the energy gave {shape} for a batch of shape {tuple(batch_shape)}",
             f"one number a state, shape {tuple(batch_shape)}",
-            "sum over the event axes in forward, or squeeze the last axis of a network's output",
+            "sum over the event axes in forward, or squeeze the last axis of a network's output; "
+            "a single state needs a batch axis, x[None]",
         )
     return energy
 

@@ -40,7 +40,10 @@ class Sampler(Protocol):
 
 @runtime_checkable
 class TemperedSampler(Protocol):
-    """A `Sampler` that can target exp(-beta E)."""
+    """A `Sampler` that can target exp(-beta E).
+
+    ``isinstance`` looks at names alone, so that every `Sampler` passes for one.
+    """
 
     def sample_chain(
         self, x_init: Tensor, n_steps: int, *, beta: float | Tensor | None = None
@@ -204,9 +207,16 @@ class BaseLoss(nn.Module, ABC):
             **kwargs: Passed to `compute`.
 
         Raises:
+            ConfigurationError: If ``x`` is no tensor.
             ShapeError: If ``x`` is no batch of the energy's states, or the loss is no scalar.
             NumericalError: If the loss is NaN or infinite.
         """
+        if not isinstance(x, Tensor):
+            raise ConfigurationError(
+                f"the data are a {type(x).__name__}",
+                "a tensor (batch, *event)",
+                "pass the tensor itself: (x,) = batch for the batches of a TensorDataset",
+            )
         self.energy.batch_size(x)
         loss, metrics = self.compute(x, *args, **kwargs)
         self.metrics = {name: torch.as_tensor(value).detach() for name, value in metrics.items()}

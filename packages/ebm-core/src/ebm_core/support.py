@@ -19,6 +19,10 @@ class Spin(Constraint):
 
     is_discrete = True
 
+    def __repr__(self) -> str:
+        """Its name."""
+        return "spin"
+
     def check(self, value: Tensor) -> Tensor:
         """True where an element is -1 or +1; the shape of ``value``."""
         return (value == 1) | (value == -1)
@@ -76,9 +80,9 @@ def common_support(first: Constraint, second: Constraint) -> Constraint:
     Raises:
         SupportError: If the two cannot be reconciled.
     """
-    if same_support(first, second) or second is constraints.real:
+    if same_support(first, second) or _is_real(second):
         return first
-    if first is constraints.real:
+    if _is_real(first):
         return second
     raise SupportError(
         f"energies on different supports were combined: {first} and {second}",
@@ -92,6 +96,13 @@ def same_support(first: Constraint, second: Constraint) -> bool:
     if first is second:
         return True
     return type(first) is type(second) and _equal(vars(first), vars(second))
+
+
+def _is_real(support: Constraint) -> bool:
+    """Whether every real state is allowed, be it as scalars, vectors or arrays."""
+    while (inner := getattr(support, "base_constraint", None)) is not None:
+        support = inner
+    return isinstance(support, type(constraints.real))
 
 
 def _equal(first: Any, second: Any) -> bool:
