@@ -1,0 +1,158 @@
+"""Elementary functions for kernels, in a form that LLVM turns into SIMD code.
+
+Float32 versions are polynomials after a range reduction by integer bits, without branches, to about 2 units in the
+last place (errors below are relative unless said otherwise, and measured in the tests). Reassociation would undo the
+reductions, so that these functions are compiled with contraction alone. Float64 versions are those of the C library.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}}
+
+_f, _i = np.float32, np.int32
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    return numba.njit(**OPTIONS)(function)
+
+
+@_compiled
+def exp_float32(x):  # type: ignore[no-untyped-def]
+    k = np.floor(x * _f(1.44269504) + _f(0.5))
+    r = x - k * _f(0.693359375)
+    r = r + k * _f(2.12194440e-4)
+    p = _f(1.9875691500e-4)
+    p = p * r + _f(1.3981999507e-3)
+    p = p * r + _f(8.3334519073e-3)
+    p = p * r + _f(4.1665795894e-2)
+    p = p * r + _f(1.6666665459e-1)
+    p = p * r + _f(5.0000001201e-1)
+    y = p * r * r + r + _f(1)
+    n = min(max(_i(k), _i(-127)), _i(128))
+    half = n >> _i(1)  # two factors, so that 2¹²⁸ and its neighbours do not overflow half-way
+    y = y * np.int32((half + _i(127)) << _i(23)).view(np.float32)
+    y = y * np.int32((n - half + _i(127)) << _i(23)).view(np.float32)
+    y = _f(0) if x < _f(-87.33) else y
+    return _f(np.inf) if x > _f(88.72283) else y
+
+
+@_compiled
+def log_float32(x):  # type: ignore[no-untyped-def]
+    tiny = x < _f(1.17549435e-38)
+    v = x * _f(8388608.0) if tiny else x
+    bits = np.float32(v).view(np.int32)
+    k = (bits - _i(0x3F3504F3)) >> _i(23)
+    t = np.int32(bits - (k << _i(23))).view(np.float32) - _f(1)
+    e = _f(k) - (_f(23) if tiny else _f(0))
+    p = _f(7.0376836292e-2)
+    p = p * t + _f(-1.1514610310e-1)
+    p = p * t + _f(1.1676998740e-1)
+    p = p * t + _f(-1.2420140846e-1)
+    p = p * t + _f(1.4249322787e-1)
+    p = p * t + _f(-1.6668057665e-1)
+    p = p * t + _f(2.0000714765e-1)
+    p = p * t + _f(-2.4999993993e-1)
+    p = p * t + _f(3.3333331174e-1)
+    z = t * t
+    y = t * z * p + e * _f(-2.12194440e-4) - _f(0.5) * z
+    y = t + y + e * _f(0.693359375)
+    y = y if x < _f(np.inf) else x  # infinity and NaN
+    y = _f(-np.inf) if x == _f(0) else y
+    return _f(np.nan) if x < _f(0) else y
+
+
+@_compiled
+def _sine_of_quarters(x, quarters):  # type: ignore[no-untyped-def]
+    k = np.floor(x * _f(0.63661977236) + _f(0.5))
+    r = x - k * _f(1.5703125)
+    r = r - k * _f(4.837512969970703125e-4)
+    r = r - k * _f(7.54978995489188216e-8)
+    z = r * r
+    s = r + r * z * (_f(-1.6666654611e-1) + z * (_f(8.3321608736e-3) + z * _f(-1.9515295891e-4)))
+    c = _f(1) - _f(0.5) * z + z * z * (_f(4.166664568298827e-2) + z * (_f(-1.388731625493765e-3) + z * _f(2.443315711809948e-5)))
+    q = _i(k) + quarters
+    y = c if (q & _i(1)) != 0 else s
+    return -y if (q & _i(2)) != 0 else y
+
+
+@_compiled
+def sin_float32(x):  # type: ignore[no-untyped-def]
+    return _sine_of_quarters(x, _i(0))
+
+
+@_compiled
+def cos_float32(x):  # type: ignore[no-untyped-def]
+    return _sine_of_quarters(x, _i(1))
+
+
+@_compiled
+def expm1_float32(x):  # type: ignore[no-untyped-def]
+    # near 0 by the series, elsewhere from exp
+    s = _f(1.0 / 5040)
+    s = s * x + _f(1.0 / 720)
+    s = s * x + _f(1.0 / 120)
+    s = s * x + _f(1.0 / 24)
+    s = s * x + _f(1.0 / 6)
+    s = s * x + _f(0.5)
+    near = x + x * x * s
+    return near if abs(x) < _f(0.35) else exp_float32(x) - _f(1)
+
+
+@_compiled
+def log1p_float32(x):  # type: ignore[no-untyped-def]
+    u = _f(1) + x
+    y = log_float32(u)
+    # the rounding error of 1 + x, put right to first order
+    y = y + (x - (u - _f(1))) / u
+    y = x if u == _f(1) else y
+    return y if u < _f(np.inf) and u > _f(0) else log_float32(u)
+
+
+@_compiled
+def tanh_float32(x):  # type: ignore[no-untyped-def]
+    z = x * x
+    p = _f(-5.70498872745e-3)
+    p = p * z + _f(2.06390887954e-2)
+    p = p * z + _f(-5.37397155531e-2)
+    p = p * z + _f(1.33314422036e-1)
+    p = p * z + _f(-3.33332819422e-1)
+    near = x + x * z * p
+    far = _f(1) - _f(2) / (exp_float32(_f(2) * abs(x)) + _f(1))
+    far = -far if x < _f(0) else far
+    return near if abs(x) < _f(0.625) else far
+
+
+@_compiled
+def sigmoid_float32(x):  # type: ignore[no-untyped-def]
+    return _f(1) / (_f(1) + exp_float32(-x))
+
+
+@_compiled
+def softplus_float32(x):  # type: ignore[no-untyped-def]
+    return (x if x > _f(0) else _f(0)) + log1p_float32(exp_float32(-abs(x)))
+
+
+@_compiled
+def sigmoid_float64(x):  # type: ignore[no-untyped-def]
+    return 1.0 / (1.0 + math.exp(-x))
+
+
+@_compiled
+def softplus_float64(x):  # type: ignore[no-untyped-def]
+    return (x if x > 0.0 else 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def function_names(double: bool) -> dict[str, str]:
+    """How generated source calls each function in a dtype."""
+    names = {name: f"math.{name}" for name in ("atan", "asin", "acos", "erf", "floor", "sqrt")}
+    if double:
+        names |= {name: f"math.{name}" for name in ("exp", "log", "sin", "cos", "tanh", "log1p", "expm1")}
+        names |= {name: f"arithmetic.{name}_float64" for name in ("sigmoid", "softplus")}
+        return names
+    polynomial = ("exp", "log", "sin", "cos", "tanh", "sigmoid", "softplus", "log1p", "expm1")
+    return names | {name: f"arithmetic.{name}_float32" for name in polynomial}

@@ -1,0 +1,375 @@
+"""Energies as kernels, and chains run by them.
+
+`fused_energy` traces an energy, lowers it, and checks the outcome against torch on several states; it is remembered
+with the energy. `FusedEnergy.run` advances chains by the kernel of a sampler, on a few threads that share the tiles.
+Nothing here knows what a sampler means: the host side passes arrays of settings, the kernels' text does the rest.
+"""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numba
+import numpy as np
+import torch
+from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mode
+from ebm_core.errors import ConfigurationError
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import cache
+from .codegen import module_source
+from .lowering import RULES, lower, parameters_now
+from .trace import CannotFuse, trace
+
+Array = NDArray[Any]
+
+counts: Counter[str] = Counter()
+"""How often this process has traced an energy, loaded a kernel from disk ("cached") and compiled one ("compiled")."""
+
+TILE_BYTES = 2**18
+"""A tile should stay in a core's second-level cache."""
+
+THREAD_WORK = 2e6
+"""Scalar operations, for all lanes together, below which one thread does all."""
+
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
+"""How far energies of kernel and torch may be apart, relative to 1 + |E|; gradients ten times that."""
+
+
+@dataclass
+class Kernel:
+    """The compiled chains of a sampler on an energy, for a number of lanes."""
+
+    module: ModuleType
+    source: str
+    lanes: int
+    seconds: float = 0.0
+    cached: bool = False
+    ready: bool = False
+
+    def __call__(self, *args: Any) -> None:
+        """Run ``chains``; the first call compiles it, or loads it from disk."""
+        if not self.ready:
+            self._compile(args)
+        self.module.chains(*args)
+
+    def _compile(self, args: tuple[Any, ...]) -> None:
+        signature = tuple(numba.typeof(a) for a in args)
+        start = time.perf_counter()
+        try:
+            self.module.chains.compile(signature)
+        except OSError as error:  # a full folder, for example
+            cache.warn_once(f"compiled kernels are not kept on disk: {error}")
+            self.module = cache.load(self.source, keep=False)
+            self.module.chains.compile(signature)
+        self.seconds = time.perf_counter() - start
+        self.cached = sum(self.module.chains.stats.cache_hits.values()) > 0
+        counts["cached" if self.cached else "compiled"] += 1
+        self.ready = True
+
+
+@dataclass
+class Run:
+    """What a kernel gives, and where the chains stand.
+
+    Attributes:
+        state: The state after the last step: position, gradient and energy (without its additive constant) side by
+            side, ``(chain, 2d + 1)``.
+        draws: ``(chain, draw, d)``; no draws if none were asked for.
+        statistics: ``(chain, slot, 5)``: E with its constant, mean acceptance probability, number of wild transitions,
+            Hamiltonian, and the largest beta·|E| of accepted states so far.
+    """
+
+    state: Array
+    draws: Array
+    statistics: Array
+
+    @property
+    def x(self) -> Array:
+        """Final positions, ``(chain, d)``."""
+        return self.state[:, : self.state.shape[1] // 2]
+
+    potential = property(lambda self: self.statistics[..., 0])
+    acceptance = property(lambda self: self.statistics[..., 1])
+    diverging = property(lambda self: self.statistics[..., 2] > 0)
+    hamiltonian = property(lambda self: self.statistics[..., 3])
+    largest = property(lambda self: self.statistics[:, -1:, 4].max(1, initial=0))
+
+
+class FusedEnergy:
+    """An energy as kernels, for states of one shape and dtype; made by `fused_energy`."""
+
+    def __init__(self, energy: EnergyFunction, x: Tensor) -> None:
+        if x.device.type != "cpu" or x.dtype not in TOLERANCE:
+            raise CannotFuse(f"states are {x.dtype} on {x.device}")
+        counts["traced"] += 1
+        self.dtype = x.dtype
+        self.real = np.dtype(np.float64 if x.dtype == torch.float64 else np.float32)
+        self.trace = trace(energy, x[:1], RULES)
+        self.program, self.layout = lower(self.trace)
+        self.kernels: dict[tuple[str, int], Kernel] = {}
+        self.checked: set[tuple[str, int]] = set()
+
+    @property
+    def size(self) -> int:
+        """Elements of a state."""
+        return self.program.size
+
+    def lanes(self, n_chains: int) -> int:
+        """How many lanes a tile has for so many chains."""
+        if n_chains <= 2:
+            return 1
+        rows = self.program.n_rows + 6 * self.size
+        most = 64
+        while most > 16 and rows * most * self.real.itemsize > TILE_BYTES:
+            most //= 2
+        return 16 if n_chains <= 24 else most
+
+    def kernel(self, sampler: str, lanes: int) -> Kernel:
+        """The kernel of a sampler ("langevin", "mala", "hmc", or "energy" for energies alone)."""
+        key = (sampler, lanes)
+        if key not in self.kernels:
+            source = module_source(
+                self.program,
+                sampler,
+                lanes,
+                self.dtype == torch.float64,
+                __package__ or "",
+                f"{sampler} on an energy of {self.size} elements, {lanes} lanes",
+            )
+            self.kernels[key] = Kernel(cache.load(source), source, lanes)
+        return self.kernels[key]
+
+    def parameters(self) -> Array:
+        """The energy's numbers as they are now."""
+        packed: Array = parameters_now(self.trace, self.layout, self.dtype).numpy()
+        return packed
+
+    def evaluate(self, x: Array, sampler: str = "energy", lanes: int | None = None) -> tuple[Array, Array]:
+        """Energies ``(n,)`` and gradients ``(n, d)`` of states ``(n, d)``, by the kernel of a sampler."""
+        p = self.parameters()
+        kernel = self.kernel(sampler, lanes or self.lanes(len(x)))
+        if sampler == "energy":
+            state = self._state(x)
+            _over_tiles(kernel, len(x), len(x) * self.program.n_operations, (p, state))
+        else:
+            state = self.run(sampler, x, step_size=np.zeros(0), key=0, parameters=p, lanes=lanes).state
+        energies = state[:, -1] + self._offset(kernel, p)
+        return energies.astype(self.real), state[:, self.size : -1]
+
+    def _state(self, x: Array) -> Array:
+        state = np.zeros((len(x), 2 * self.size + 1), self.real)
+        state[:, : self.size] = x
+        return state
+
+    def run(
+        self,
+        sampler: str,
+        x: Array,
+        *,
+        step_size: Array,
+        key: int,
+        scale: Array | None = None,
+        lengths: Array | None = None,
+        inverse_mass: Array | None = None,
+        mass_root: Array | None = None,
+        beta: Array | None = None,
+        state: Array | None = None,
+        first_chain: int = 0,
+        first_step: int = 0,
+        thin: int | None = None,
+        keep_draws: bool = False,
+        parameters: Array | None = None,
+        lanes: int | None = None,
+    ) -> Run:
+        """Advance chains by ``len(step_size)`` transitions.
+
+        Args:
+            sampler: "langevin", "mala" or "hmc".
+            x: Start states, ``(chain, d)``, C order, of this energy's dtype; not modified.
+            step_size: h of each transition, float64.
+            key: The 64-bit seed.
+            scale: noise_scale of each transition (Langevin).
+            lengths: Leapfrogs of each transition, int64 (HMC).
+            inverse_mass: M⁻¹, ``(1, d)`` (a diagonal) or ``(d, d)``.
+            mass_root: The lower Cholesky factor of M, likewise.
+            beta: Inverse temperatures, ``(chain, 1)``.
+            state: That of an earlier `Run`, instead of ``x``; None to compute energies and gradients anew.
+            first_chain: Number of the first chain.
+            first_step: Number of the first transition in the random streams.
+            thin: Transitions for each slot of the statistics (and draw); None for one slot over all.
+            keep_draws: Whether to write the states at the end of each slot.
+            parameters: What `parameters` gave.
+            lanes: Chains of a tile; None for what suits their number.
+        """
+        n_chains, n_steps = len(x), len(step_size)
+        kernel = self.kernel(sampler, lanes or self.lanes(n_chains))
+        p = self.parameters() if parameters is None else parameters
+        thin = thin or max(n_steps, 1)
+        n_slots = n_steps // thin
+        ones = np.ones((1, self.size), self.real)
+        result = Run(
+            self._state(x) if state is None else state.copy(),
+            np.empty((n_chains, n_slots if keep_draws else 0, self.size), self.real),
+            np.zeros((n_chains, n_slots, 5), self.real),
+        )
+        leaps = 1 if lengths is None else float(lengths.mean())
+        _over_tiles(
+            kernel,
+            n_chains,
+            n_chains * n_steps * (leaps * self.program.n_operations + 40 * self.size),
+            (
+                p, self._offset(kernel, p), result.state,
+                np.ones((n_chains, 1), self.real) if beta is None else beta,
+                step_size,
+                np.ones(n_steps) if scale is None else scale,
+                np.ones(n_steps, np.int64) if lengths is None else lengths,
+                ones if inverse_mass is None else inverse_mass,
+                ones if mass_root is None else mass_root,
+                np.uint64(key), first_chain, first_step, state is None, thin, result.draws, result.statistics,
+            ),
+        )  # fmt: skip
+        result.statistics[..., 1] /= thin
+        return result
+
+    def check(self, energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> None:
+        """Compare with torch: energies on up to four of the states ``x``, and, for a new kernel, gradients on more.
+
+        Raises:
+            CannotFuse: If they differ.
+        """
+        key = (sampler, self.lanes(len(x)))
+        new = key not in self.checked
+        states = x[:4].detach()
+        if new:
+            states = torch.cat([states, _neighbours(states)])
+        n = len(states)
+        flat = np.ascontiguousarray(states.reshape(n, -1).numpy())
+        energies, gradients = self.evaluate(flat, *key)
+        with evaluation_mode(energy):
+            if new:
+                expected, slope = energy.energy_and_gradient(states)
+            else:
+                with torch.no_grad():
+                    expected = energy(states)
+        tolerance = TOLERANCE[self.dtype]
+        want = expected.detach().numpy()
+        if not _close(energies, want, tolerance * (1 + np.abs(want))):
+            raise CannotFuse(
+                f"the kernel gives energies {_few(energies)} where forward gives {_few(want)}: forward mixes the "
+                "states of a batch, or uses numbers that have changed since it was traced"
+            )
+        if new:
+            slopes = slope.reshape(n, -1).numpy()
+            if not _close(gradients, slopes, 10 * tolerance * (1 + np.abs(slopes).max(1, keepdims=True))):
+                raise CannotFuse("the kernel's gradient differs from autograd's")
+            self.checked.add(key)
+
+    def _offset(self, kernel: Kernel, p: Array) -> float:
+        return float(kernel.module.energy_offset(p))
+
+
+_known: WeakKeyDictionary[EnergyFunction, dict[Any, FusedEnergy]] = WeakKeyDictionary()
+
+
+def fused_energy(energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> FusedEnergy:
+    """The kernels of an energy for states like ``x``, checked against torch on some of them.
+
+    Args:
+        energy: The energy; traced on first use, again when its kernel no longer agrees with it.
+        x: States ``(chain, *event)``.
+        sampler: Whose kernel is checked, see `FusedEnergy.kernel`.
+
+    Raises:
+        CannotFuse: If there is no kernel that agrees with the energy.
+    """
+    by_kind = _known.setdefault(energy, {})
+    kind = (x.shape[1:], x.dtype, x.device)
+    fused = by_kind.get(kind)
+    if fused is not None:
+        try:
+            fused.check(energy, x, sampler)
+            return fused
+        except CannotFuse:
+            del by_kind[kind]
+    fused = FusedEnergy(energy, x)
+    fused.check(energy, x, sampler)
+    by_kind[kind] = fused
+    return fused
+
+
+def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Compile an energy: a function that gives energies and gradients of batches from one kernel.
+
+    Each call compares energies with ``forward`` on up to four states, so that changed parameters, closures and
+    attributes are followed or noticed.
+
+    Args:
+        energy: An `EnergyFunction` or any callable ``(batch, *event) -> (batch,)``.
+
+    Returns:
+        A callable ``x -> (energies (batch,), gradients of the shape of x)``, both without autograd history. It raises
+        `ConfigurationError` where the energy cannot be compiled.
+
+    Example:
+        >>> energies, gradients = fuse(lambda x: x.square().sum(1))(torch.ones(3, 2))
+        >>> energies
+        tensor([2., 2., 2.])
+    """
+    wrapped = as_energy(energy)
+
+    def energy_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        wrapped.batch_size(x)
+        try:
+            fused = fused_energy(wrapped, x)
+        except CannotFuse as reason:
+            raise ConfigurationError(
+                f"the energy has no fused kernel: {reason}",
+                "an energy that can be traced and compiled",
+                "use energy.energy_and_gradient(x), or change what the message names",
+            ) from reason
+        flat = np.ascontiguousarray(x.detach().reshape(len(x), -1).numpy())
+        energies, gradients = fused.evaluate(flat)
+        return torch.from_numpy(energies), torch.from_numpy(gradients).reshape(x.shape)
+
+    return energy_and_gradient
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """Three more states near the first, all different, so that a batch has states that differ."""
+    numbers = torch.arange(3 * x[0].numel(), dtype=x.dtype).reshape(3, *x.shape[1:])
+    return x[:1] + 0.4 * torch.sin(1.0 + 2.4 * numbers)
+
+
+def _close(have: Array, want: Array, tolerance: Array) -> bool:
+    with np.errstate(invalid="ignore"):
+        return bool(np.all((np.abs(have - want) <= tolerance) | (have == want) | (np.isnan(have) & np.isnan(want))))
+
+
+def _few(numbers: Array) -> str:
+    return ", ".join(f"{number:.6g}" for number in numbers[:4])
+
+
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+
+def _over_tiles(kernel: Kernel, n_chains: int, work: float, args: tuple[Any, ...]) -> None:
+    n_tiles = -(-n_chains // kernel.lanes)
+    n_threads = min(torch.get_num_threads(), n_tiles)
+    if n_threads < 2 or work < THREAD_WORK or not kernel.ready:
+        kernel(*args, 0, n_tiles)
+        return
+    pool_key = (os.getpid(), torch.get_num_threads())  # threads do not survive a fork
+    if pool_key not in _pools:
+        _pools[pool_key] = ThreadPoolExecutor(pool_key[1], thread_name_prefix="ebm-fused")
+    bounds = [n_tiles * i // n_threads for i in range(n_threads + 1)]
+    tasks = [_pools[pool_key].submit(kernel, *args, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    for task in tasks:
+        task.result()

@@ -1,0 +1,297 @@
+"""What an energy's ``forward`` and its gradient do, recorded as a list of ATen operations.
+
+An energy is run once, on a batch of ONE state (so that ``x[:, 0]``, ``flatten(1)`` and ``sum(1)`` mean what their author
+meant), under ``torch.func.functionalize``, and differentiated by autograd. A dispatch mode below both sees every operation that
+is left, forward and backward, with real tensors, and writes it down. No symbolic machinery is involved, which keeps the
+first trace of a process fast.
+
+- Tensors that no recorded operation made are *leaves*: parameters and buffers, which are looked up again by name at
+  each call, and tensors that a function closes over, which are held by reference.
+- Operations that the compiler has no rule for are taken apart by ATen's decompositions, until all are known or one is
+  refused.
+- What depends on the state and cannot be compiled is refused with a `CannotFuse` that names operation and line: random
+  numbers, values that leave torch (``.item()``, ``if x.sum() > 0``), unknown operations.
+"""
+
+import sys
+import traceback
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from ebm_core.energy import EnergyFunction, evaluation_mode
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+
+class CannotFuse(Exception):
+    """Why an energy has no fused kernel, in words that finish the sentence "it is not fused because …"."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor that comes from outside: where to find it at each call.
+
+    Attributes:
+        tensor: The tensor seen by the trace.
+        owner: The dictionary of a module that holds it, or None for a tensor held by reference.
+        key: Its name there.
+    """
+
+    tensor: Tensor
+    owner: dict[str, Tensor | None] | None = None
+    key: str = ""
+
+    def now(self) -> Tensor | None:
+        """The tensor as it is now."""
+        return self.tensor if self.owner is None else self.owner.get(self.key)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operation: ``function(*args, **kwargs)``, in which `Ref` stands for an earlier result."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    place: str
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A tensor of the trace: number ``index`` of `Trace.values`."""
+
+    index: int
+
+
+@dataclass
+class Value:
+    """What is known of a tensor of the trace.
+
+    Attributes:
+        example: The tensor at the traced state: gives shape and dtype, and the value if nothing enters it.
+        call: The operation that made it (and which of its results it is), or None for the state and for leaves.
+        leaf: Where it comes from, for leaves.
+        varies: Whether it depends on the state.
+        fixed: Whether it depends on nothing: neither on the state nor on a leaf.
+    """
+
+    example: Tensor
+    call: Call | None = None
+    part: int = 0
+    leaf: Leaf | None = None
+    varies: bool = False
+    fixed: bool = False
+
+
+@dataclass
+class Trace:
+    """The record of an energy and its gradient at one state; value 0 is the state."""
+
+    values: list[Value] = field(default_factory=list)
+    energy: Ref = Ref(0)
+    gradient: Ref = Ref(0)
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        """All leaves, in order of appearance."""
+        return [value.leaf for value in self.values if value.leaf is not None]
+
+
+def trace(energy: EnergyFunction, x: Tensor, known: Collection[Any]) -> Trace:
+    """Record energy and gradient at one state.
+
+    Args:
+        energy: The energy; put in eval mode meanwhile.
+        x: One state with its batch axis, ``(1, *event)``.
+        known: The operations that need not be taken apart.
+
+    Raises:
+        CannotFuse: If the energy does something that a kernel cannot do.
+    """
+
+    def both(x: Tensor) -> tuple[Tensor, Tensor]:
+        if type(energy).energy_and_gradient is not EnergyFunction.energy_and_gradient:
+            return energy.energy_and_gradient(x)
+        # Autograd stays outside functionalize where it can: torch.func.grad imports half of torch.compile, which takes
+        # seconds, and is needed only where forward writes into parts of tensors.
+        energies = torch.func.functionalize(energy)(x)
+        (gradient,) = torch.autograd.grad(energies.sum(), x)
+        return energies, gradient
+
+    def both_inside(x: Tensor) -> tuple[Tensor, Tensor]:
+        def total(x: Tensor) -> tuple[Tensor, Tensor]:
+            energies = energy(x)
+            return energies.sum(), energies
+
+        def aux_last(x: Tensor) -> tuple[Tensor, Tensor]:
+            gradient, energies = torch.func.grad(total, has_aux=True)(x)
+            return energies, gradient
+
+        return torch.func.functionalize(aux_last)(x)
+
+    try:
+        return _record(energy, x, known, both)
+    except CannotFuse as error:
+        if "derivative for aten::" not in str(error) and "writes in place" not in str(error):
+            raise
+        return _record(energy, x, known, both_inside)
+
+
+def _record(
+    energy: EnergyFunction, x: Tensor, known: Collection[Any], both: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> Trace:
+    recorder = _Recorder(energy, known)
+    x = x.detach().clone().requires_grad_()
+    recorder.begin(x)
+    try:
+        # inference tensors and grad mode of the caller must not leak into the trace
+        with evaluation_mode(energy), torch.inference_mode(False), torch.enable_grad(), recorder:
+            energies, gradient = both(x)
+    except CannotFuse:
+        raise
+    except Exception as error:
+        raise CannotFuse(_reason(error)) from error
+    return recorder.finish(energies, gradient)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, energy: nn.Module, known: Collection[Any]) -> None:
+        super().__init__()
+        self.known = known
+        self.trace = Trace()
+        self.refs: dict[int, Ref] = {}  # by id; the tensors are kept alive by trace.values
+        self.owners: dict[int, Leaf] = {}
+        for module in energy.modules():
+            for store in (module._parameters, module._buffers):
+                for key, tensor in store.items():
+                    if tensor is not None:
+                        self.owners[id(tensor)] = Leaf(tensor, store, key)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True would import torch._dynamo, which takes seconds
+
+    def begin(self, x: Tensor) -> None:
+        self._add(Value(x, varies=True))
+
+    def finish(self, energies: Any, gradient: Tensor) -> Trace:
+        x = self.trace.values[0].example
+        if not isinstance(energies, Tensor) or energies.shape != x.shape[:1]:
+            raise CannotFuse(f"forward gave {getattr(energies, 'shape', type(energies))} for a batch of one state")
+        for tensor in (energies, gradient):
+            if tensor.dtype != x.dtype:
+                raise CannotFuse(f"the energy of {x.dtype} states is computed in {tensor.dtype}")
+        self.trace.energy, self.trace.gradient = self._ref(energies), self._ref(gradient)
+        return self.trace
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        values = [self.trace.values[self._ref(t).index] for t in tensors]
+        varies = any(value.varies for value in values)
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            raise CannotFuse(f"{_name(function)} draws random numbers{_place()}")
+        if varies and function._schema.is_mutable:
+            return self._in_place(function, args, kwargs)
+        if varies and function not in self.known:
+            taken_apart = self._taken_apart(function, args, kwargs)
+            if taken_apart is not NotImplemented:
+                return taken_apart
+            if function is aten._local_scalar_dense.default:
+                raise CannotFuse(f"a number computed from the state leaves torch (.item(), if, float()){_place()}")
+            raise CannotFuse(f"{_name(function)} has no rule in the compiler{_place()}")
+        result = function(*args, **kwargs)
+        if not varies and function is aten._local_scalar_dense.default:
+            return result  # a number from a parameter: the checks at each call notice when it changes
+        fixed = all(value.fixed for value in values)
+        call = Call(function, self._replaced(args), self._replaced(kwargs), _place())
+        parts = result if isinstance(result, tuple | list) else (result,)
+        for part, tensor in enumerate(parts):
+            if isinstance(tensor, Tensor) and id(tensor) not in self.refs:
+                self._add(Value(tensor, call, part, None, varies, fixed))
+        return result
+
+    def _in_place(self, function: Any, args: Any, kwargs: Any) -> Tensor:
+        """An operation on a temporary of the backward pass, which nothing else sees, as one that makes a new tensor."""
+        target, place = args[0], _place()
+        name, overload = str(function).removeprefix("aten.").split(".")
+        pure = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
+        if place or pure is None or target._is_view():
+            raise CannotFuse(f"{_name(function)} writes in place{place}")
+        with self:
+            result = pure(*args, **kwargs)
+        self.refs[id(target)] = self._ref(result)
+        function(*args, **kwargs)
+        return target
+
+    def _taken_apart(self, function: Any, args: Any, kwargs: Any) -> Any:
+        rule = _decompositions().get(function)
+        with self:
+            if rule is not None:
+                return rule(*args, **kwargs)
+            return function.decompose(*args, **kwargs)
+
+    def _ref(self, tensor: Tensor) -> Ref:
+        ref = self.refs.get(id(tensor))
+        if ref is None:
+            leaf = self.owners.get(id(tensor), Leaf(tensor))
+            ref = self._add(Value(tensor, leaf=leaf))
+        return ref
+
+    def _add(self, value: Value) -> Ref:
+        ref = Ref(len(self.trace.values))
+        self.trace.values.append(value)
+        self.refs[id(value.example)] = ref
+        return ref
+
+    def _replaced(self, tree: Any) -> Any:
+        if isinstance(tree, Tensor):
+            return self._ref(tree)
+        if isinstance(tree, tuple | list):
+            return type(tree)(self._replaced(part) for part in tree)
+        if isinstance(tree, dict):
+            return {key: self._replaced(part) for key, part in tree.items()}
+        return tree
+
+
+_table: dict[Any, Callable[..., Any]] = {}
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    if not _table:
+        from torch._decomp import core_aten_decompositions
+
+        _table.update(core_aten_decompositions())
+    return _table
+
+
+def _name(function: Any) -> str:
+    return str(function).removesuffix(".default")
+
+
+def _place() -> str:
+    """The line of the user's code that is running, as " (file:line)"; empty in the backward pass."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in _INTERNAL and module != __name__:
+            return f" ({frame.f_code.co_filename}:{frame.f_lineno})"
+        frame = frame.f_back
+        if frame is not None and frame.f_code is _record.__code__:
+            return ""
+    return ""
+
+
+_INTERNAL = {"torch", "ebm_core"}
+
+
+def _reason(error: Exception) -> str:
+    for line in reversed(traceback.extract_tb(error.__traceback__)):
+        if "/torch/" not in line.filename and "/ebm_core/" not in line.filename and line.filename != __file__:
+            return f"tracing failed with {type(error).__name__}: {error} ({line.filename}:{line.lineno})"
+    return f"tracing failed with {type(error).__name__}: {error}"

@@ -1,0 +1,43 @@
+import numba
+import numpy as np
+import pytest
+
+from ebm_samplers_fused import arithmetic
+
+RANGES = {
+    "exp": (-87, 88.7), "log": (1e-37, 1e30), "sin": (-1000, 1000), "cos": (-1000, 1000), "expm1": (-20, 80),
+    "log1p": (-0.999, 1e6), "tanh": (-12, 12), "sigmoid": (-30, 30), "softplus": (-40, 40),
+}  # fmt: skip
+EXACT = {
+    **{name: getattr(np, name) for name in ("exp", "log", "sin", "cos", "expm1", "log1p", "tanh")},
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "softplus": lambda x: np.logaddexp(0, x),
+}
+
+
+@pytest.mark.parametrize("name", tuple(RANGES))
+def test_float32_functions(name):
+    function = getattr(arithmetic, f"{name}_float32")
+
+    @numba.njit
+    def over(x, y):
+        for i in range(len(x)):
+            y[i] = function(x[i])
+
+    low, high = RANGES[name]
+    x = np.linspace(low, high, 100_001)
+    if low > 0:
+        x = np.geomspace(low, high, 100_001)
+    x = np.concatenate([x, np.linspace(max(low, -1), 1, 10_001), [0.0]]).astype(np.float32)
+    x = x[(x >= low) & (x <= high)]
+    y = np.empty_like(x)
+    over(x, y)
+    want = EXACT[name](x.astype(np.float64))
+    error = np.abs(y - want)
+    scale = np.abs(want) if name not in ("sin", "cos") else 1.0
+    assert (error <= 4e-7 * scale + 1e-38).all(), x[np.argmax(error / (scale + 1e-38))]
+    edges = np.array([np.inf, -np.inf, np.nan], np.float32)
+    out = np.empty(3, np.float32)
+    over(edges, out)
+    with np.errstate(all="ignore"):
+        assert np.array_equal(out, EXACT[name](edges.astype(np.float64)).astype(np.float32), equal_nan=True)
