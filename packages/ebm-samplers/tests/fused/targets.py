@@ -1,8 +1,9 @@
 """Energies to compile, with start states."""
 
 import torch
-from ebm_core import EnergyFunction, as_energy
 from torch import nn
+
+from ebm_core import EnergyFunction, as_energy
 
 
 class DoubleWell(EnergyFunction):
@@ -45,17 +46,27 @@ def logistic(n=1000, d=25, dtype=torch.float32):
 
 def perceptron(dtype=torch.float32, activation=nn.SiLU):
     torch.manual_seed(5)
-    net = nn.Sequential(nn.Linear(2, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, 1)).to(dtype)
+    net = nn.Sequential(
+        nn.Linear(2, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, 1)
+    ).to(dtype)
     return as_energy(lambda x: net(x).squeeze(1) + x.square().sum(1) / 8, net, event_shape=2)
 
 
 def funnel(x):
-    return x[:, 0] ** 2 / 18 + 0.5 * (x[:, 1:] ** 2).sum(1) * torch.exp(-x[:, 0]) + 0.5 * (x.shape[1] - 1) * x[:, 0]
+    return (
+        x[:, 0] ** 2 / 18
+        + 0.5 * (x[:, 1:] ** 2).sum(1) * torch.exp(-x[:, 0])
+        + 0.5 * (x.shape[1] - 1) * x[:, 0]
+    )
 
 
 def chain_of_images(x):
     """Events with two axes, neighbours coupled by slices."""
-    return ((x[:, 1:] - x[:, :-1]) ** 2).flatten(1).sum(1) + torch.cos(x).flatten(1).sum(1) + x.tanh().mean((1, 2))
+    return (
+        ((x[:, 1:] - x[:, :-1]) ** 2).flatten(1).sum(1)
+        + torch.cos(x).flatten(1).sum(1)
+        + x.tanh().mean((1, 2))
+    )
 
 
 TARGETS = {

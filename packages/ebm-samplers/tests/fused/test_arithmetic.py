@@ -2,7 +2,7 @@ import numba
 import numpy as np
 import pytest
 
-from ebm_samplers_fused import arithmetic
+from ebm_samplers.fused import arithmetic
 
 RANGES = {
     "exp": (-87, 88.7), "log": (1e-37, 1e30), "sin": (-1000, 1000), "cos": (-1000, 1000), "expm1": (-20, 80),
@@ -40,4 +40,6 @@ def test_float32_functions(name):
     out = np.empty(3, np.float32)
     over(edges, out)
     with np.errstate(all="ignore"):
-        assert np.array_equal(out, EXACT[name](edges.astype(np.float64)).astype(np.float32), equal_nan=True)
+        assert np.array_equal(
+            out, EXACT[name](edges.astype(np.float64)).astype(np.float32), equal_nan=True
+        )

@@ -11,7 +11,7 @@ PROGRAM = textwrap.dedent("""
     sys.path.insert(0, {src!r})
     warnings.simplefilter("error" if {strict} else "ignore")
     import torch
-    from ebm_samplers_fused import fuse, counts
+    from ebm_samplers.fused import fuse, counts
     e, g = fuse(lambda x: ({factor} * x.square()).sum(1))(torch.ones(3, 2))
     assert e.tolist() == [2 * {factor}] * 3
     print(counts["compiled"], counts["cached"])
@@ -22,7 +22,13 @@ SRC = os.path.join(os.path.dirname(__file__), "..", "src")
 def start(folder, factor=3.0, strict=True):
     code = PROGRAM.format(src=SRC, factor=factor, strict=strict)
     environment = {**os.environ, "EBM_SAMPLERS_CACHE_DIR": str(folder)}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def run(*args, **kwargs):
@@ -48,7 +54,7 @@ def test_processes_at_once(tmp_path):
 
 
 def test_a_folder_that_cannot_be_used_means_memory_and_a_warning(tmp_path, monkeypatch):
-    from ebm_samplers_fused import cache
+    from ebm_samplers.fused import cache
 
     file = tmp_path / "file"
     file.write_text("")
@@ -65,7 +71,7 @@ def test_a_folder_that_cannot_be_used_means_memory_and_a_warning(tmp_path, monke
 
 
 def test_damaged_files_are_replaced_and_clearing_clears(tmp_path, monkeypatch):
-    from ebm_samplers_fused import cache, clear_cache
+    from ebm_samplers.fused import cache, clear_cache
 
     monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path / "kernels"))
     cache.load("value = 3\n")

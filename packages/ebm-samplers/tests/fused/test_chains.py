@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from ebm_core import as_energy
-from ebm_samplers.noise import fill_normals, fill_uniforms
-from ebm_samplers.streams import Stream
 from targets import TARGETS, dense_gaussian
 
-from ebm_samplers_fused import fused_energy
+from ebm_core import as_energy
+from ebm_samplers.fused import fused_energy
+from ebm_samplers.noise import fill_normals, fill_uniforms
+from ebm_samplers.streams import Stream
 
 KEY, FIRST = 2**40 + 12345, 7
 
@@ -20,7 +20,9 @@ def numbers(fill, stream, n_chains, k, dtype, first=0):
 def torch_chain(energy, sampler, x, steps, lengths, mass, beta, first_step=0):
     n, shape, d = len(x), x.shape, x[0].numel()
     stream = Stream.MOMENTUM if sampler == "hmc" else Stream.NOISE
-    z = numbers(fill_normals, stream, n, len(steps) * d, x.dtype, first_step * d).view(n, len(steps), *shape[1:])
+    z = numbers(fill_normals, stream, n, len(steps) * d, x.dtype, first_step * d).view(
+        n, len(steps), *shape[1:]
+    )
     u = numbers(fill_uniforms, Stream.ACCEPT, n, len(steps), x.dtype, first_step)
     b = beta.view(-1, *(1,) * (x.ndim - 1))
     e, g = energy.energy_and_gradient(x)
@@ -70,7 +72,9 @@ STEP = {"double well": 0.02, "rosenbrock": 5e-4, "mixture": 0.01, "dense gaussia
 
 @pytest.mark.parametrize("n_chains", (1, 5, 70))
 @pytest.mark.parametrize("sampler", ("langevin", "mala", "hmc"))
-@pytest.mark.parametrize("name", ("double well", "mixture", "images", "perceptron", "dense gaussian"))
+@pytest.mark.parametrize(
+    "name", ("double well", "mixture", "images", "perceptron", "dense gaussian")
+)
 def test_same_numbers_same_trajectory(name, sampler, n_chains):
     if n_chains == 5 and name not in ("double well", "images"):
         pytest.skip("lanes are covered by the others")
@@ -86,7 +90,9 @@ def test_same_numbers_same_trajectory(name, sampler, n_chains):
     lengths = [1, 3, 2, 5, 1, 4, 2, 2, 3, 1]
     want, e, chance, margin = torch_chain(energy, sampler, x, steps, lengths, mass, beta)
     have = fused_chain(energy, sampler, x, steps, lengths, mass, beta)
-    certain = margin > (1e-3 if dtype == torch.float32 else 1e-9)  # no decision within rounding of its uniform
+    certain = margin > (
+        1e-3 if dtype == torch.float32 else 1e-9
+    )  # no decision within rounding of its uniform
     assert certain.double().mean() >= 0.5
     draws = torch.from_numpy(have.draws).view(n_chains, 10, *event)
     tolerance = 2e-4 if dtype == torch.float32 else 1e-10
@@ -116,14 +122,16 @@ def test_chunks_threads_and_numbers_of_chains_change_nothing(sampler):
     assert np.array_equal(some.x, whole.x[:65])
     torch.set_num_threads(2)
     try:
-        fused_engine = __import__("ebm_samplers_fused.engine", fromlist=["x"])
+        fused_engine = __import__("ebm_samplers.fused.engine", fromlist=["x"])
         work, fused_engine.THREAD_WORK = fused_engine.THREAD_WORK, 0
         both = fused_chain(energy, sampler, x, steps, lengths, mass, ones)
     finally:
         torch.set_num_threads(1)
         fused_engine.THREAD_WORK = work
     assert np.array_equal(both.x, whole.x)
-    few = fused_chain(energy, sampler, x[:1], steps, lengths, mass, ones[:1])  # another kernel: to rounding
+    few = fused_chain(
+        energy, sampler, x[:1], steps, lengths, mass, ones[:1]
+    )  # another kernel: to rounding
     assert np.abs(few.x - whole.x[:1]).max() < 1e-3
 
 
@@ -139,7 +147,8 @@ def test_thinned_draws_and_statistics():
 
 @pytest.mark.parametrize("sampler", ("mala", "hmc"))
 def test_states_of_no_energy_are_never_accepted(sampler):
-    """exp(-x^1.5) on x > 0: NaN beyond, which TorchEBM accepts; at the size at which fast arithmetic shows."""
+    """exp(-x^1.5) on x > 0: NaN beyond, which TorchEBM accepts; at the size at which fast
+    arithmetic shows."""
     energy = as_energy(lambda x: (x**1.5).sum(1))
     x = torch.rand(10_000, 1, generator=torch.Generator().manual_seed(0)) + 0.05
     run = fused_chain(energy, sampler, x, [0.3] * 30, [4] * 30, torch.ones(1), torch.ones(10_000))

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from ebm_core import ConfigurationError, EnergyFunction, as_energy
 from targets import TARGETS, DoubleWell
 from torch import nn
 
-from ebm_samplers_fused import counts, fuse
+from ebm_core import ConfigurationError, EnergyFunction, as_energy
+from ebm_samplers.fused import counts, fuse
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
@@ -12,7 +12,9 @@ from ebm_samplers_fused import counts, fuse
 def test_energies_and_gradients_are_those_of_torch(name, dtype):
     make, event = TARGETS[name]
     energy = as_energy(make(dtype))
-    x = torch.randn(70, *event, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    x = torch.randn(70, *event, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(
+        dtype
+    )
     have = fuse(energy)(x)
     want = energy.energy_and_gradient(x)
     tight = 2e-6 if dtype == torch.float32 else 1e-12

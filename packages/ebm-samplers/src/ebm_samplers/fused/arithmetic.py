@@ -1,8 +1,9 @@
 """Elementary functions for kernels, in a form that LLVM turns into SIMD code.
 
-Float32 versions are polynomials after a range reduction by integer bits, without branches, to about 2 units in the
-last place (errors below are relative unless said otherwise, and measured in the tests). Reassociation would undo the
-reductions, so that these functions are compiled with contraction alone. Float64 versions are those of the C library.
+Float32 versions are polynomials after a range reduction by integer bits, without branches, to about
+2 units in the last place (errors below are relative unless said otherwise, and measured in the
+tests). Reassociation would undo the reductions, so that these functions are compiled with
+contraction alone. Float64 versions are those of the C library.
 """
 
 import math
@@ -74,7 +75,16 @@ def _sine_of_quarters(x, quarters):  # type: ignore[no-untyped-def]
     r = r - k * _f(7.54978995489188216e-8)
     z = r * r
     s = r + r * z * (_f(-1.6666654611e-1) + z * (_f(8.3321608736e-3) + z * _f(-1.9515295891e-4)))
-    c = _f(1) - _f(0.5) * z + z * z * (_f(4.166664568298827e-2) + z * (_f(-1.388731625493765e-3) + z * _f(2.443315711809948e-5)))
+    c = (
+        _f(1)
+        - _f(0.5) * z
+        + z
+        * z
+        * (
+            _f(4.166664568298827e-2)
+            + z * (_f(-1.388731625493765e-3) + z * _f(2.443315711809948e-5))
+        )
+    )
     q = _i(k) + quarters
     y = c if (q & _i(1)) != 0 else s
     return -y if (q & _i(2)) != 0 else y
@@ -149,9 +159,12 @@ def softplus_float64(x):  # type: ignore[no-untyped-def]
 
 def function_names(double: bool) -> dict[str, str]:
     """How generated source calls each function in a dtype."""
-    names = {name: f"math.{name}" for name in ("atan", "asin", "acos", "erf", "floor", "sqrt")}
+    names = {name: f"math.{name}" for name in ("atan", "asin", "acos", "erf", "sqrt")}
+    names["floor"] = "np.floor"
     if double:
-        names |= {name: f"math.{name}" for name in ("exp", "log", "sin", "cos", "tanh", "log1p", "expm1")}
+        names |= {
+            name: f"math.{name}" for name in ("exp", "log", "sin", "cos", "tanh", "log1p", "expm1")
+        }
         names |= {name: f"arithmetic.{name}_float64" for name in ("sigmoid", "softplus")}
         return names
     polynomial = ("exp", "log", "sin", "cos", "tanh", "sigmoid", "softplus", "log1p", "expm1")

@@ -1,22 +1,22 @@
 """Python source for Numba from programs of expressions.
 
-One module a sampler and energy: constants of the tile, the energy's functions, the text of the kernel. Whatever a loop
-over lanes needs that no lane changes is computed before it; the loop itself is straight code on unit strides within
-one array, with offsets that are constants or affine in the loop counters, so that LLVM sees it may use SIMD.
+One module a sampler and energy: constants of the tile, the energy's functions, the text of the
+kernel. Whatever a loop over lanes needs that no lane changes is computed before it; the loop itself
+is straight code on unit strides within one array, with offsets that are constants or affine in the
+loop counters, so that LLVM sees it may use SIMD.
 """
 
 import math
-from collections.abc import Collection, Iterable
-from pathlib import Path
 
-from .arithmetic import function_names
-from .graph import Expr, Index, Nest, Program, reachable
+from ebm_samplers.fused.arithmetic import function_names
+from ebm_samplers.fused.graph import Expr, Index, Nest, Program, reachable
+from ebm_samplers.fused.kernels import compiled_text
+from ebm_samplers.streams import Stream
 
 OPERATORS = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "and", "or": "or",
 }  # fmt: skip
-KERNELS = Path(__file__).parent / "kernels"
-MARK = "# compiled -"
+EXTREMA = {"max": "<", "min": ">", "above": "<"}
 
 HEADER = '''"""{title}; generated, do not edit."""
 
@@ -25,9 +25,9 @@ import math
 import numba
 import numpy as np
 
-from {package} import arithmetic
-from {package}.noise import fill_normals_{dtype} as fill_normals
-from {package}.noise import fill_uniforms, fill_words
+from ebm_samplers.fused import arithmetic
+from ebm_samplers.fused.noise import fill_normals_{dtype} as fill_normals
+from ebm_samplers.fused.noise import fill_uniforms, fill_words
 
 L, SHIFT, D = {lanes}, {shift}, {size}
 X, G, E, OWN = 0, {size}, {energy_row}, {rows}
@@ -38,32 +38,34 @@ real = np.{dtype}
 exp = {exp}
 
 
-def compiled(function, cache=False):
-    return numba.njit(
-        function,
-        cache=cache,
-        error_model="numpy",
-        nogil=True,
-        fastmath={{"contract", "arcp", "nsz", "afn", "reassoc"}},
-    )
+OPTIONS = {{
+    "error_model": "numpy",
+    "nogil": True,
+    "no_rewrites": True,
+    "fastmath": {{"contract", "arcp", "nsz", "afn", "reassoc"}},
+}}
+
+
+def compiled(function):
+    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
 
 
 def entry(function):
-    return compiled(function, "__file__" in globals())
+    return numba.njit(cache="__file__" in globals(), no_cfunc_wrapper=True, **OPTIONS)(function)
+
 
 '''
 
 
-def module_source(program: Program, sampler: str, lanes: int, double: bool, package: str, title: str) -> str:
-    """The source of the module that runs ``sampler`` ("" for the energy alone) on an energy."""
-    from ebm_samplers.streams import Stream
-
+def module_source(program: Program, sampler: str, lanes: int, double: bool, title: str) -> str:
+    """The source of the module that runs ``sampler`` ("energy": none, evaluations alone) on an
+    energy.
+    """
     size = program.size
     chunk = 4 * max(1, 128 // (size * lanes))
     names = function_names(double)
     header = HEADER.format(
         title=title,
-        package=package,
         lanes=lanes,
         shift=lanes.bit_length() - 1,
         size=size,
@@ -75,20 +77,19 @@ def module_source(program: Program, sampler: str, lanes: int, double: bool, pack
         dtype="float64" if double else "float32",
         exp=names["exp"],
     )
-    energy_row, gradient_rows = {2 * size}, set(range(size, 2 * size))
-    wanted = {
-        "langevin": (("energy", energy_row), ("gradient", gradient_rows)),
-        "energy": (("energy_and_gradient", energy_row | gradient_rows),),
-    }.get(sampler, (("energy_and_gradient", energy_row | gradient_rows),))
-    functions = [energy_function(program, name, rows, names) for name, rows in wanted]
-    texts = [_compiled_text("tile"), _compiled_text(sampler)]
-    return header + "\n\n".join([*functions, offset_function(program, names), *texts])
+    parts = (
+        energy_function(program, names),
+        offset_function(program, names),
+        compiled_text("tile"),
+        compiled_text(sampler),
+    )
+    return header + "\n\n".join(parts)
 
 
-def energy_function(program: Program, name: str, wanted: Collection[int], names: dict[str, str]) -> str:
-    """The function that computes some rows of the tile."""
-    lines = ["@compiled", f"def {name}(w, p):"]
-    for nest in _needed(program.nests, set(wanted)):
+def energy_function(program: Program, names: dict[str, str]) -> str:
+    """The function that computes the tile's rows of energy and gradient."""
+    lines = ["@compiled", "def energy_and_gradient(w, p):"]
+    for nest in program.nests:
         lines += _nest_lines(nest, names)
     return "\n".join(lines) + "\n"
 
@@ -99,42 +100,19 @@ def offset_function(program: Program, names: dict[str, str]) -> str:
     text = _Text(names, "np.float64")
     value = text.all([program.offset], varying=False)[0]
     body = [f"    {line}" for line in text.lines]
-    return "\n".join(["@entry", "def energy_offset(p):", *body, f"    return np.float64({value})"]) + "\n"
-
-
-def _compiled_text(kernel: str) -> str:
-    text = (KERNELS / f"{kernel}.py").read_text()
-    return text[text.index("\n", text.index(MARK)) + 1 :].strip("\n") + "\n"
-
-
-def _needed(nests: list[Nest], wanted: set[int]) -> list[Nest]:
-    """The nests on which the wanted rows depend, each with the stores that matter."""
-    kept = []
-    for nest in reversed(nests):
-        stores = tuple(store for store in nest.stores if not wanted.isdisjoint(_rows(store.row, nest)))
-        if stores:
-            for node in reachable(store.value for store in stores):
-                if node.op == "row":
-                    wanted.update(_rows(node.args[0], nest))
-            kept.append(Nest(nest.loops, stores))
-    return kept[::-1]
-
-
-def _rows(index: Index, nest: Nest) -> Iterable[int]:
-    if isinstance(index, int):
-        return (index,)
-    ends = {loop.counter: (loop.start, loop.start + (len(range(loop.start, loop.stop, loop.step)) - 1) * loop.step)
-            for loop in nest.loops}
-    low = index.constant + sum(min(k * end for end in ends[c]) for c, k in index.terms)
-    high = index.constant + sum(max(k * end for end in ends[c]) for c, k in index.terms)
-    return range(low, high + 1)
+    return (
+        "\n".join(["@entry", "def energy_offset(p):", *body, f"    return np.float64({value})"])
+        + "\n"
+    )
 
 
 def _nest_lines(nest: Nest, names: dict[str, str]) -> list[str]:
     lines = []
     indent = "    "
     for loop in nest.loops:
-        lines.append(f"{indent}for {loop.counter} in range({loop.start}, {loop.stop}, {loop.step}):")
+        lines.append(
+            f"{indent}for {loop.counter} in range({loop.start}, {loop.stop}, {loop.step}):"
+        )
         indent += "    "
     text = _Text(names, "real")
     roots = [store.value for store in nest.stores]
@@ -147,9 +125,8 @@ def _nest_lines(nest: Nest, names: dict[str, str]) -> list[str]:
     lines += [indent + line for line in text.lines[before:]]
     for store, value in zip(nest.stores, values, strict=True):
         place = f"w[{_times_lanes(store.row)} + l]"
-        if store.op in ("max", "min"):
-            sign = "<" if store.op == "max" else ">"
-            value = f"{value} if {place} {sign} {value} else {place}"
+        if store.op in EXTREMA:
+            value = _extremum(store.op, place, value)
         elif store.op:
             value = f"{place} {OPERATORS[store.op]} {value}"
         lines.append(f"{indent}{place} = {value}")
@@ -170,7 +147,9 @@ class _Text:
         self.known: dict[int, str] = {}
 
     def all(self, roots: list[Expr], varying: bool) -> list[str]:
-        """Compute what is reachable; with ``varying`` False only what no lane changes. Gives the roots' names."""
+        """Compute what is reachable; with ``varying`` False only what no lane changes. Gives the
+        roots' names.
+        """
         for node in reachable(roots):
             if node.number in self.known or (node.varies and not varying):
                 continue
@@ -203,14 +182,22 @@ class _Text:
             return f"abs({args[0]})"
         if node.op == "where":
             return f"{args[1]} if {args[0]} else {args[2]}"
-        if node.op in ("max", "min"):  # one comparison: "or" would be a branch, and keep LLVM from using SIMD
-            sign = "<" if node.op == "max" else ">"
-            return f"{args[1]} if {args[0]} {sign} {args[1]} else {args[0]}"
+        if node.op in EXTREMA:
+            return _extremum(node.op, *args)
         if node.op == "isnan":
             return f"{args[0]} != {args[0]}"
         if node.op == "pow":
             return f"{self.real}({args[0]} ** {args[1]})"
         return f"{self.real}({self.names[node.op]}({', '.join(args)}))"
+
+
+def _extremum(op: str, a: str, b: str) -> str:
+    """The larger or smaller, NaN if either is NaN; "above" is the larger where NaN may be lost.
+
+    In comparisons one at a time: "or" would be a branch, and keep LLVM from using SIMD.
+    """
+    plain = f"{b} if {a} {EXTREMA[op]} {b} else {a}"
+    return plain if op == "above" else f"({plain}) if {b} == {b} else {b}"
 
 
 def _infinite(number: float) -> str:

@@ -1,78 +1,38 @@
 """Energies as kernels, and chains run by them.
 
-`fused_energy` traces an energy, lowers it, and checks the outcome against torch on several states; it is remembered
-with the energy. `FusedEnergy.run` advances chains by the kernel of a sampler, on a few threads that share the tiles.
-Nothing here knows what a sampler means: the host side passes arrays of settings, the kernels' text does the rest.
+`fused_energy` traces an energy, lowers it, and checks the outcome against torch on several states;
+it is remembered with the energy. `FusedEnergy.run` advances chains by the kernel of a sampler.
+Nothing here knows what a sampler means: the host side passes arrays of settings, the kernels' text
+does the rest.
 """
 
-import os
-import time
-from concurrent.futures import ThreadPoolExecutor
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import ModuleType
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numba
 import numpy as np
 import torch
-from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mode
-from ebm_core.errors import ConfigurationError
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import cache
-from .codegen import module_source
-from .lowering import RULES, lower, parameters_now
-from .trace import CannotFuse, trace
+from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mode
+from ebm_core.errors import ConfigurationError
+from ebm_samplers.fused.codegen import module_source
+from ebm_samplers.fused.kernel import Kernel, counts
+from ebm_samplers.fused.lowering import lower
+from ebm_samplers.fused.parameters import parameters_now
+from ebm_samplers.fused.rules import RULES
+from ebm_samplers.fused.trace import CannotFuse, trace
 
 Array = NDArray[Any]
-
-counts: Counter[str] = Counter()
-"""How often this process has traced an energy, loaded a kernel from disk ("cached") and compiled one ("compiled")."""
 
 TILE_BYTES = 2**18
 """A tile should stay in a core's second-level cache."""
 
-THREAD_WORK = 2e6
-"""Scalar operations, for all lanes together, below which one thread does all."""
-
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
-"""How far energies of kernel and torch may be apart, relative to 1 + |E|; gradients ten times that."""
-
-
-@dataclass
-class Kernel:
-    """The compiled chains of a sampler on an energy, for a number of lanes."""
-
-    module: ModuleType
-    source: str
-    lanes: int
-    seconds: float = 0.0
-    cached: bool = False
-    ready: bool = False
-
-    def __call__(self, *args: Any) -> None:
-        """Run ``chains``; the first call compiles it, or loads it from disk."""
-        if not self.ready:
-            self._compile(args)
-        self.module.chains(*args)
-
-    def _compile(self, args: tuple[Any, ...]) -> None:
-        signature = tuple(numba.typeof(a) for a in args)
-        start = time.perf_counter()
-        try:
-            self.module.chains.compile(signature)
-        except OSError as error:  # a full folder, for example
-            cache.warn_once(f"compiled kernels are not kept on disk: {error}")
-            self.module = cache.load(self.source, keep=False)
-            self.module.chains.compile(signature)
-        self.seconds = time.perf_counter() - start
-        self.cached = sum(self.module.chains.stats.cache_hits.values()) > 0
-        counts["cached" if self.cached else "compiled"] += 1
-        self.ready = True
+"""How far energies of kernel and torch may be apart, relative to 1 + |E - offset|; gradients ten
+times that, relative to 1 and the largest element."""
 
 
 @dataclass
@@ -80,11 +40,11 @@ class Run:
     """What a kernel gives, and where the chains stand.
 
     Attributes:
-        state: The state after the last step: position, gradient and energy (without its additive constant) side by
-            side, ``(chain, 2d + 1)``.
+        state: The state after the last step: position, gradient and energy (without its additive
+            constant) side by side, ``(chain, 2d + 1)``.
         draws: ``(chain, draw, d)``; no draws if none were asked for.
-        statistics: ``(chain, slot, 5)``: E with its constant, mean acceptance probability, number of wild transitions,
-            Hamiltonian, and the largest beta·|E| of accepted states so far.
+        statistics: ``(chain, slot, 5)``: E with its constant, mean acceptance probability, number
+            of wild transitions, Hamiltonian, and the largest beta·|E| of accepted states so far.
     """
 
     state: Array
@@ -96,11 +56,32 @@ class Run:
         """Final positions, ``(chain, d)``."""
         return self.state[:, : self.state.shape[1] // 2]
 
-    potential = property(lambda self: self.statistics[..., 0])
-    acceptance = property(lambda self: self.statistics[..., 1])
-    diverging = property(lambda self: self.statistics[..., 2] > 0)
-    hamiltonian = property(lambda self: self.statistics[..., 3])
-    largest = property(lambda self: self.statistics[:, -1:, 4].max(1, initial=0))
+    @property
+    def potential(self) -> Array:
+        """E at the end of each slot, ``(chain, slot)``."""
+        return self.statistics[..., 0]
+
+    @property
+    def acceptance(self) -> Array:
+        """The mean acceptance probability of each slot, ``(chain, slot)``."""
+        return self.statistics[..., 1]
+
+    @property
+    def diverging(self) -> Array:
+        """Whether a transition of the slot was wild, ``(chain, slot)``, bool."""
+        wild: Array = self.statistics[..., 2] > 0
+        return wild
+
+    @property
+    def hamiltonian(self) -> Array:
+        """H of the slot's last transition, ``(chain, slot)``."""
+        return self.statistics[..., 3]
+
+    @property
+    def largest(self) -> Array:
+        """The largest beta·|E| that each chain met, ``(chain,)``."""
+        largest: Array = self.statistics[:, -1:, 4].max(1, initial=0)
+        return largest
 
 
 class FusedEnergy:
@@ -141,10 +122,9 @@ class FusedEnergy:
                 sampler,
                 lanes,
                 self.dtype == torch.float64,
-                __package__ or "",
                 f"{sampler} on an energy of {self.size} elements, {lanes} lanes",
             )
-            self.kernels[key] = Kernel(cache.load(source), source, lanes)
+            self.kernels[key] = Kernel(source, lanes)
         return self.kernels[key]
 
     def parameters(self) -> Array:
@@ -152,16 +132,22 @@ class FusedEnergy:
         packed: Array = parameters_now(self.trace, self.layout, self.dtype).numpy()
         return packed
 
-    def evaluate(self, x: Array, sampler: str = "energy", lanes: int | None = None) -> tuple[Array, Array]:
-        """Energies ``(n,)`` and gradients ``(n, d)`` of states ``(n, d)``, by the kernel of a sampler."""
+    def evaluate(
+        self, x: Array, sampler: str = "energy", lanes: int | None = None
+    ) -> tuple[Array, Array]:
+        """Energies ``(n,)`` and gradients ``(n, d)`` of states ``(n, d)``, by a sampler's
+        kernel.
+        """
         p = self.parameters()
         kernel = self.kernel(sampler, lanes or self.lanes(len(x)))
         if sampler == "energy":
             state = self._state(x)
-            _over_tiles(kernel, len(x), len(x) * self.program.n_operations, (p, state))
+            kernel(len(x), len(x) * self.program.n_operations, p, state)
         else:
-            state = self.run(sampler, x, step_size=np.zeros(0), key=0, parameters=p, lanes=lanes).state
-        energies = state[:, -1] + self._offset(kernel, p)
+            state = self.run(
+                sampler, x, step_size=np.zeros(0), key=0, parameters=p, lanes=lanes
+            ).state
+        energies = state[:, -1] + kernel.offset(p)
         return energies.astype(self.real), state[:, self.size : -1]
 
     def _state(self, x: Array) -> Array:
@@ -201,10 +187,11 @@ class FusedEnergy:
             inverse_mass: M⁻¹, ``(1, d)`` (a diagonal) or ``(d, d)``.
             mass_root: The lower Cholesky factor of M, likewise.
             beta: Inverse temperatures, ``(chain, 1)``.
-            state: That of an earlier `Run`, instead of ``x``; None to compute energies and gradients anew.
+            state: That of an earlier `Run`, instead of ``x``; None to compute energies and
+                gradients anew.
             first_chain: Number of the first chain.
             first_step: Number of the first transition in the random streams.
-            thin: Transitions for each slot of the statistics (and draw); None for one slot over all.
+            thin: Transitions of each slot of the statistics (and draw); None for one slot over all.
             keep_draws: Whether to write the states at the end of each slot.
             parameters: What `parameters` gave.
             lanes: Chains of a tile; None for what suits their number.
@@ -220,27 +207,34 @@ class FusedEnergy:
             np.empty((n_chains, n_slots if keep_draws else 0, self.size), self.real),
             np.zeros((n_chains, n_slots, 5), self.real),
         )
-        leaps = 1 if lengths is None else float(lengths.mean())
-        _over_tiles(
-            kernel,
+        leaps = 1.0 if lengths is None or n_steps == 0 else float(lengths.mean())
+        kernel(
             n_chains,
             n_chains * n_steps * (leaps * self.program.n_operations + 40 * self.size),
-            (
-                p, self._offset(kernel, p), result.state,
-                np.ones((n_chains, 1), self.real) if beta is None else beta,
-                step_size,
-                np.ones(n_steps) if scale is None else scale,
-                np.ones(n_steps, np.int64) if lengths is None else lengths,
-                ones if inverse_mass is None else inverse_mass,
-                ones if mass_root is None else mass_root,
-                np.uint64(key), first_chain, first_step, state is None, thin, result.draws, result.statistics,
-            ),
-        )  # fmt: skip
+            p,
+            kernel.offset(p),
+            result.state,
+            np.ones((n_chains, 1), self.real) if beta is None else beta,
+            step_size,
+            np.ones(n_steps) if scale is None else scale,
+            np.ones(n_steps, np.int64) if lengths is None else lengths,
+            ones if inverse_mass is None else inverse_mass,
+            ones if mass_root is None else mass_root,
+            np.uint64(key),
+            first_chain,
+            first_step,
+            state is None,
+            thin,
+            result.draws,
+            result.statistics,
+        )
         result.statistics[..., 1] /= thin
         return result
 
     def check(self, energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> None:
-        """Compare with torch: energies on up to four of the states ``x``, and, for a new kernel, gradients on more.
+        """Compare with torch: energies on up to four of the states ``x``, gradients if it is new.
+
+        A kernel stops being new when it agreed on three states of finite energy.
 
         Raises:
             CannotFuse: If they differ.
@@ -259,21 +253,24 @@ class FusedEnergy:
             else:
                 with torch.no_grad():
                     expected = energy(states)
-        tolerance = TOLERANCE[self.dtype]
         want = expected.detach().numpy()
-        if not _close(energies, want, tolerance * (1 + np.abs(want))):
+        tolerance, offset = TOLERANCE[self.dtype], self.kernel(*key).offset(self.parameters())
+        rounding = 16 * np.finfo(self.real).eps * np.abs(want)
+        if want.shape != (n,) or not _close(
+            energies, want, tolerance * (1 + np.abs(want - offset)) + rounding
+        ):
             raise CannotFuse(
-                f"the kernel gives energies {_few(energies)} where forward gives {_few(want)}: forward mixes the "
-                "states of a batch, or uses numbers that have changed since it was traced"
+                f"the kernel gives energies {_few(energies)} where forward gives {_few(want)}: "
+                "forward mixes the states of a batch, or uses numbers that have changed since it "
+                "was traced"
             )
         if new:
             slopes = slope.reshape(n, -1).numpy()
-            if not _close(gradients, slopes, 10 * tolerance * (1 + np.abs(slopes).max(1, keepdims=True))):
+            scale = 1 + np.abs(slopes).max(1, keepdims=True)
+            if not _close(gradients, slopes, 10 * tolerance * scale):
                 raise CannotFuse("the kernel's gradient differs from autograd's")
-            self.checked.add(key)
-
-    def _offset(self, kernel: Kernel, p: Array) -> float:
-        return float(kernel.module.energy_offset(p))
+            if np.isfinite(want).sum() >= 3:
+                self.checked.add(key)
 
 
 _known: WeakKeyDictionary[EnergyFunction, dict[Any, FusedEnergy]] = WeakKeyDictionary()
@@ -308,15 +305,15 @@ def fused_energy(energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> 
 def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Compile an energy: a function that gives energies and gradients of batches from one kernel.
 
-    Each call compares energies with ``forward`` on up to four states, so that changed parameters, closures and
-    attributes are followed or noticed.
+    Each call compares energies with ``forward`` on up to four states, so that changed parameters,
+    closures and attributes are followed or noticed.
 
     Args:
         energy: An `EnergyFunction` or any callable ``(batch, *event) -> (batch,)``.
 
     Returns:
-        A callable ``x -> (energies (batch,), gradients of the shape of x)``, both without autograd history. It raises
-        `ConfigurationError` where the energy cannot be compiled.
+        A callable ``x -> (energies (batch,), gradients of the shape of x)``, both without autograd
+        history. It raises `ConfigurationError` where the energy cannot be compiled.
 
     Example:
         >>> energies, gradients = fuse(lambda x: x.square().sum(1))(torch.ones(3, 2))
@@ -350,26 +347,14 @@ def _neighbours(x: Tensor) -> Tensor:
 
 def _close(have: Array, want: Array, tolerance: Array) -> bool:
     with np.errstate(invalid="ignore"):
-        return bool(np.all((np.abs(have - want) <= tolerance) | (have == want) | (np.isnan(have) & np.isnan(want))))
+        return bool(
+            np.all(
+                (np.abs(have - want) <= tolerance)
+                | (have == want)
+                | (np.isnan(have) & np.isnan(want))
+            )
+        )
 
 
 def _few(numbers: Array) -> str:
     return ", ".join(f"{number:.6g}" for number in numbers[:4])
-
-
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-
-
-def _over_tiles(kernel: Kernel, n_chains: int, work: float, args: tuple[Any, ...]) -> None:
-    n_tiles = -(-n_chains // kernel.lanes)
-    n_threads = min(torch.get_num_threads(), n_tiles)
-    if n_threads < 2 or work < THREAD_WORK or not kernel.ready:
-        kernel(*args, 0, n_tiles)
-        return
-    pool_key = (os.getpid(), torch.get_num_threads())  # threads do not survive a fork
-    if pool_key not in _pools:
-        _pools[pool_key] = ThreadPoolExecutor(pool_key[1], thread_name_prefix="ebm-fused")
-    bounds = [n_tiles * i // n_threads for i in range(n_threads + 1)]
-    tasks = [_pools[pool_key].submit(kernel, *args, a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
-    for task in tasks:
-        task.result()

@@ -1,15 +1,17 @@
 """Expressions over lanes, arrays of them, and the loops that a kernel runs.
 
-A *lane* is one chain. Everything a kernel computes from a state lives in one flat *tile* ``w``: row r of it holds one
-number of each lane, ``w[r * L + lane]``. An `Array` is a shape and a function from an index to an `Expr`: views cost
-nothing, and only what is materialised takes rows. A `Program` collects `Nest`s, loops whose innermost body works on
-all lanes.
+A *lane* is one chain. Everything a kernel computes from a state lives in one flat *tile* ``w``: row
+r of it holds one number of each lane, ``w[r * L + lane]``. An `Array` is a shape and a function
+from an index to an `Expr`: views cost nothing, and only what is materialised takes rows. A
+`Program` collects `Nest`s, loops whose innermost body works on all lanes.
 
 The same rules of lowering (`lowering`) serve two ways of building a program:
 
-- *straight*: every index is a number, every array a list of expressions, and the whole energy one body without loops.
-  Common subexpressions, constants and dead code fall away because equal expressions are one object (`Pool`).
-- *looped*: indices are affine in loop counters; reductions and what is used more than once become rows of the tile.
+- *straight*: every index is a number, every array a list of expressions, and the whole energy one
+  body without loops. Common subexpressions, constants and dead code fall away because equal
+  expressions are one object (`Pool`).
+- *looped*: indices are affine in loop counters; reductions and what is used more than once become
+rows of the tile.
 """
 
 import itertools
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 
-class TooLarge(Exception):
+class TooLarge(Exception):  # noqa: N818 - a reason, not an error
     """The straight program has grown beyond what is worth compiling."""
 
 
@@ -80,8 +82,9 @@ BINARY = {
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
-    "max": max,
-    "min": min,
+    "max": lambda a, b: max(a, b) if a == a and b == b else math.nan,
+    "min": lambda a, b: min(a, b) if a == a and b == b else math.nan,
+    "above": max,
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,
     "eq": lambda a, b: a == b,
@@ -89,11 +92,28 @@ BINARY = {
     "and": lambda a, b: a and b,
     "or": lambda a, b: a or b,
 }
-HEAVY = {"exp", "log", "sin", "cos", "tanh", "sigmoid", "softplus", "pow", "erf", "log1p", "expm1", "atan", "asin", "acos"}
+HEAVY = {
+    "exp",
+    "log",
+    "sin",
+    "cos",
+    "tanh",
+    "sigmoid",
+    "softplus",
+    "pow",
+    "erf",
+    "log1p",
+    "expm1",
+    "atan",
+    "asin",
+    "acos",
+}
 
 
 class Pool:
-    """Makes expressions: folds constants, drops neutral operations, and gives equal ones the same object."""
+    """Makes expressions: folds constants, drops neutral operations, and gives equal ones the same
+    object.
+    """
 
     def __init__(self, limit: int | None = None) -> None:
         self.nodes: dict[tuple[str, tuple[Any, ...]], Expr] = {}
@@ -176,7 +196,11 @@ class Pool:
             if a.op == "neg" and b.op == "neg":
                 return self("mul", a.args[0], b.args[0])
             if a.op == "neg":
-                return self("neg", self("mul", a.args[0], b)) if v is None else self("mul", a.args[0], self.const(-v))
+                return (
+                    self("neg", self("mul", a.args[0], b))
+                    if v is None
+                    else self("mul", a.args[0], self.const(-v))
+                )
             if b.op == "neg":
                 return self("neg", self("mul", a, b.args[0]))
             if v is not None and a.op == "mul" and (w := value_of(a.args[1])) is not None:
@@ -201,27 +225,30 @@ class Pool:
         return terms[0]
 
     def split_constant(self, node: Expr) -> tuple[Expr, Expr]:
-        """(f, c) with node = f + c, where c does not depend on the lane and f has no such addend."""
+        """(f, c) with node = f + c, where c does not depend on the lane and f has no such
+        addend.
+        """
         zero = self.const(0.0)
-        if not node.varies:
-            return zero, node
-        if node.op in ("add", "sub"):
-            (f, c), (g, d) = (self.split_constant(a) for a in node.args)
-            if c is zero and d is zero:
-                return node, zero
-            return self(node.op, f, g), self(node.op, c, d)
-        if node.op == "neg":
-            f, c = self.split_constant(node.args[0])
-            return (node, zero) if c is zero else (self("neg", f), self("neg", c))
-        if node.op in ("mul", "div"):
-            a, b = node.args
-            if not b.varies:
-                f, c = self.split_constant(a)
-                return (node, zero) if c is zero else (self(node.op, f, b), self(node.op, c, b))
-            if not a.varies and node.op == "mul":
-                f, c = self.split_constant(b)
-                return (node, zero) if c is zero else (self("mul", a, f), self("mul", a, c))
-        return node, zero
+        known: dict[int, tuple[Expr, Expr]] = {}
+        for part in reachable([node]):  # in the order of their making: arguments first
+            split = (part, zero) if part.varies else (zero, part)
+            if part.varies and part.op in ("add", "sub"):
+                (f, c), (g, d) = (known[a.number] for a in part.args)
+                if c is not zero or d is not zero:
+                    split = self(part.op, f, g), self(part.op, c, d)
+            elif part.varies and part.op == "neg":
+                f, c = known[part.args[0].number]
+                if c is not zero:
+                    split = self("neg", f), self("neg", c)
+            elif part.varies and part.op in ("mul", "div"):
+                a, b = part.args
+                (f, c), (g, d) = known[a.number], known[b.number]
+                if not b.varies and c is not zero:
+                    split = self(part.op, f, b), self(part.op, c, b)
+                elif not a.varies and part.op == "mul" and d is not zero:
+                    split = self("mul", a, g), self("mul", a, d)
+            known[part.number] = split
+        return known[node.number]
 
 
 def value_of(node: Expr) -> float | bool | None:
@@ -235,13 +262,10 @@ def value_of(node: Expr) -> float | bool | None:
 class Array:
     """Expressions by index.
 
-    Attributes:
-        shape: Lengths of the axes.
-        load: The expression at an index (one entry an axis).
-        flat: The expression at an index into the flattened array, where that is as direct; else None.
-        cost: Roughly the work of one load; 0 for what is stored.
-        varies: Whether it depends on the lane.
-        boolean: Whether elements are truth values.
+    Attributes: shape: Lengths of the axes. load: The expression at an index (one entry an axis).
+        flat: The expression at an index into the flattened array, where that is as direct; else
+        None. cost: Roughly the work of one load; 0 for what is stored. varies: Whether it depends
+        on the lane. boolean: Whether elements are truth values.
     """
 
     shape: tuple[int, ...]
@@ -291,9 +315,8 @@ ROWS_AT_ONCE, TERMS_AT_ONCE, UNROLLED = 4, 4, 64
 class Program:
     """What the kernel of an energy does: nests, in order.
 
-    Attributes:
-        size: Elements of a state, d. Rows 0 … d-1 hold the state, d … 2d-1 the gradient, 2d the energy.
-        straight: Without loops.
+    Attributes: size: Elements of a state, d. Rows 0 … d-1 hold the state, d … 2d-1 the gradient, 2d
+        the energy. straight: Without loops.
     """
 
     size: int
@@ -348,8 +371,12 @@ class Program:
         self.n_rows += n
         return self.n_rows - n
 
-    def assign(self, base: int, array: Array, place: Callable[[tuple[Index, ...]], Index] | None = None) -> None:
-        """Write an array into rows: element ``index`` into row base + place(index), C order by default."""
+    def assign(
+        self, base: int, array: Array, place: Callable[[tuple[Index, ...]], Index] | None = None
+    ) -> None:
+        """Write an array into rows: element ``index`` into row base + place(index), C order by
+        default.
+        """
         pool = self.pool
         where = place or (lambda index: ravel(index, array.shape))
 
@@ -366,11 +393,22 @@ class Program:
         loops, index = self._loops(array.shape)
         self.nests.append(Nest(loops, (store(index),)))
 
-    def reduce(self, op: str, start: float, shape: tuple[int, ...], over: tuple[int, ...], load: Callable[..., Expr],
-               varies: bool = True) -> Array:
+    def reduce(
+        self,
+        op: str,
+        start: float,
+        shape: tuple[int, ...],
+        over: tuple[int, ...],
+        load: Callable[..., Expr],
+        varies: bool = True,
+    ) -> Array:
         """The array of op-reductions of ``load(index, inner)`` over all ``inner`` in ``over``."""
         pool = self.pool
-        inners = list(itertools.product(*map(range, over))) if self.straight or math.prod(over) <= 4 else []
+        inners = (
+            list(itertools.product(*map(range, over)))
+            if self.straight or math.prod(over) <= 4
+            else []
+        )
         if self.straight or inners:
 
             def combined(index: tuple[Index, ...]) -> Expr:
@@ -386,7 +424,9 @@ class Program:
         base = self.allocate(math.prod(shape))
         self.assign(base, Array(shape, lambda index: pool.const(start), None, 1))
         for loops, indices in self._blocks(shape, ROWS_AT_ONCE):
-            for inner_loops, inner_indices in self._blocks(over, TERMS_AT_ONCE if len(indices) > 1 else 8):
+            for inner_loops, inner_indices in self._blocks(
+                over, TERMS_AT_ONCE if len(indices) > 1 else 8
+            ):
                 stores = []
                 for index in indices:
                     terms = [load(index, inner) for inner in inner_indices]
@@ -408,8 +448,12 @@ class Program:
                 index.append(Affine(0, ((loops[-1].counter, 1),)))
         return tuple(loops), tuple(index)
 
-    def _blocks(self, shape: tuple[int, ...], block: int) -> list[tuple[tuple[Loop, ...], list[tuple[Index, ...]]]]:
-        """Loops over a shape that take the longest axis ``block`` at a time, then those over what remains."""
+    def _blocks(
+        self, shape: tuple[int, ...], block: int
+    ) -> list[tuple[tuple[Loop, ...], list[tuple[Index, ...]]]]:
+        """Loops over a shape that take the longest axis ``block`` at a time, then those over what
+        remains.
+        """
         loops, index = self._loops(shape)
         if not loops:
             return [((), [index])]
@@ -422,7 +466,12 @@ class Program:
             if start < stop:
                 loop = Loop(loops[position].counter, start, stop, step)
                 new = (*loops[:position], loop, *loops[position + 1 :])
-                parts.append((new, [(*index[:axis], index[axis] + k, *index[axis + 1 :]) for k in range(step)]))
+                parts.append(
+                    (
+                        new,
+                        [(*index[:axis], index[axis] + k, *index[axis + 1 :]) for k in range(step)],
+                    )
+                )
         return parts
 
 

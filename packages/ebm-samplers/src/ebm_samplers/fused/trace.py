@@ -1,16 +1,18 @@
 """What an energy's ``forward`` and its gradient do, recorded as a list of ATen operations.
 
-An energy is run once, on a batch of ONE state (so that ``x[:, 0]``, ``flatten(1)`` and ``sum(1)`` mean what their author
-meant), under ``torch.func.functionalize``, and differentiated by autograd. A dispatch mode below both sees every operation that
-is left, forward and backward, with real tensors, and writes it down. No symbolic machinery is involved, which keeps the
-first trace of a process fast.
+An energy is run once, on a batch of ONE state (so that ``x[:, 0]``, ``flatten(1)`` and ``sum(1)``
+mean what their author meant), under ``torch.func.functionalize``, and differentiated by autograd. A
+dispatch mode below both sees every operation that is left, forward and backward, with real tensors,
+and writes it down. No symbolic machinery is involved, which keeps the first trace of a process
+fast.
 
-- Tensors that no recorded operation made are *leaves*: parameters and buffers, which are looked up again by name at
-  each call, and tensors that a function closes over, which are held by reference.
-- Operations that the compiler has no rule for are taken apart by ATen's decompositions, until all are known or one is
-  refused.
-- What depends on the state and cannot be compiled is refused with a `CannotFuse` that names operation and line: random
-  numbers, values that leave torch (``.item()``, ``if x.sum() > 0``), unknown operations.
+- Tensors that no recorded operation made are *leaves*: parameters and buffers, which are looked up
+  again by name at each call, and tensors that a function closes over, which are held by reference.
+- Operations that the compiler has no rule for are taken apart by ATen's decompositions, until all
+  are known or one is refused.
+- What depends on the state and cannot be compiled is refused with a `CannotFuse` that names
+  operation and line: random numbers, values that leave torch (``.item()``, ``if x.sum() > 0``),
+  unknown operations.
 """
 
 import sys
@@ -20,16 +22,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from ebm_core.energy import EnergyFunction, evaluation_mode
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from ebm_core.energy import EnergyFunction, evaluation_mode
 
 aten = torch.ops.aten
 
+STRIDED = {aten.as_strided.default, aten.as_strided_scatter.default}
 
-class CannotFuse(Exception):
-    """Why an energy has no fused kernel, in words that finish the sentence "it is not fused because …"."""
+
+class CannotFuse(Exception):  # noqa: N818 - a reason, not an error
+    """Why an energy has no fused kernel, in words that finish the sentence "it is not fused because
+    …".
+    """
 
 
 @dataclass(frozen=True)
@@ -72,12 +79,11 @@ class Ref:
 class Value:
     """What is known of a tensor of the trace.
 
-    Attributes:
-        example: The tensor at the traced state: gives shape and dtype, and the value if nothing enters it.
-        call: The operation that made it (and which of its results it is), or None for the state and for leaves.
-        leaf: Where it comes from, for leaves.
-        varies: Whether it depends on the state.
-        fixed: Whether it depends on nothing: neither on the state nor on a leaf.
+    Attributes: example: The tensor at the traced state: gives shape and dtype, and the value if
+        nothing enters it. call: The operation that made it (and which of its results it is), or
+        None for the state and for leaves. leaf: Where it comes from, for leaves. varies: Whether it
+        depends on the state. fixed: Whether it depends on nothing: neither on the state nor on a
+        leaf.
     """
 
     example: Tensor
@@ -143,7 +149,10 @@ def trace(energy: EnergyFunction, x: Tensor, known: Collection[Any]) -> Trace:
 
 
 def _record(
-    energy: EnergyFunction, x: Tensor, known: Collection[Any], both: Callable[[Tensor], tuple[Tensor, Tensor]]
+    energy: EnergyFunction,
+    x: Tensor,
+    known: Collection[Any],
+    both: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> Trace:
     recorder = _Recorder(energy, known)
     x = x.detach().clone().requires_grad_()
@@ -165,6 +174,7 @@ class _Recorder(TorchDispatchMode):
         self.known = known
         self.trace = Trace()
         self.refs: dict[int, Ref] = {}  # by id; the tensors are kept alive by trace.values
+        self.kept: list[Tensor] = []
         self.owners: dict[int, Leaf] = {}
         for module in energy.modules():
             for store in (module._parameters, module._buffers):
@@ -182,7 +192,9 @@ class _Recorder(TorchDispatchMode):
     def finish(self, energies: Any, gradient: Tensor) -> Trace:
         x = self.trace.values[0].example
         if not isinstance(energies, Tensor) or energies.shape != x.shape[:1]:
-            raise CannotFuse(f"forward gave {getattr(energies, 'shape', type(energies))} for a batch of one state")
+            raise CannotFuse(
+                f"forward gave {getattr(energies, 'shape', type(energies))} for a batch of one state"
+            )
         for tensor in (energies, gradient):
             if tensor.dtype != x.dtype:
                 raise CannotFuse(f"the energy of {x.dtype} states is computed in {tensor.dtype}")
@@ -196,18 +208,24 @@ class _Recorder(TorchDispatchMode):
         varies = any(value.varies for value in values)
         if torch.Tag.nondeterministic_seeded in function.tags:
             raise CannotFuse(f"{_name(function)} draws random numbers{_place()}")
-        if varies and function._schema.is_mutable:
+        if function._schema.is_mutable:
             return self._in_place(function, args, kwargs)
+        if varies and function in STRIDED and not _plain(args[0]):
+            raise CannotFuse(f"{_name(function)} looks at the memory behind a view{_place()}")
         if varies and function not in self.known:
             taken_apart = self._taken_apart(function, args, kwargs)
             if taken_apart is not NotImplemented:
                 return taken_apart
             if function is aten._local_scalar_dense.default:
-                raise CannotFuse(f"a number computed from the state leaves torch (.item(), if, float()){_place()}")
+                raise CannotFuse(
+                    f"a number computed from the state leaves torch (.item(), if, float()){_place()}"
+                )
             raise CannotFuse(f"{_name(function)} has no rule in the compiler{_place()}")
         result = function(*args, **kwargs)
         if not varies and function is aten._local_scalar_dense.default:
-            return result  # a number from a parameter: the checks at each call notice when it changes
+            return (
+                result  # a number from a parameter: the checks at each call notice when it changes
+            )
         fixed = all(value.fixed for value in values)
         call = Call(function, self._replaced(args), self._replaced(kwargs), _place())
         parts = result if isinstance(result, tuple | list) else (result,)
@@ -217,14 +235,20 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _in_place(self, function: Any, args: Any, kwargs: Any) -> Tensor:
-        """An operation on a temporary of the backward pass, which nothing else sees, as one that makes a new tensor."""
+        """An operation on a temporary of the backward pass, which nothing else sees, as one that
+        makes a new tensor.
+        """
         target, place = args[0], _place()
         name, overload = str(function).removeprefix("aten.").split(".")
         pure = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
-        if place or pure is None or target._is_view():
+        made_here = id(target) in self.refs and self.trace.values[self.refs[id(target)].index].call
+        if place or pure is None or target._is_view() or not made_here:
             raise CannotFuse(f"{_name(function)} writes in place{place}")
         with self:
             result = pure(*args, **kwargs)
+        # what was recorded before keeps the old numbers; `kept` keeps the id from being used again
+        self.trace.values[self._ref(target).index].example = target.detach().clone()
+        self.kept.append(target)
         self.refs[id(target)] = self._ref(result)
         function(*args, **kwargs)
         return target
@@ -270,12 +294,20 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     return _table
 
 
+def _plain(tensor: Tensor) -> bool:
+    """Whether the elements in memory are those of the tensor, in C order."""
+    storage = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.is_contiguous() and storage == tensor.numel()
+
+
 def _name(function: Any) -> str:
     return str(function).removesuffix(".default")
 
 
 def _place() -> str:
-    """The line of the user's code that is running, as " (file:line)"; empty in the backward pass."""
+    """The line of the user's code that is running, as " (file:line)"; empty in the backward
+    pass.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -292,6 +324,10 @@ _INTERNAL = {"torch", "ebm_core"}
 
 def _reason(error: Exception) -> str:
     for line in reversed(traceback.extract_tb(error.__traceback__)):
-        if "/torch/" not in line.filename and "/ebm_core/" not in line.filename and line.filename != __file__:
+        if (
+            "/torch/" not in line.filename
+            and "/ebm_core/" not in line.filename
+            and line.filename != __file__
+        ):
             return f"tracing failed with {type(error).__name__}: {error} ({line.filename}:{line.lineno})"
     return f"tracing failed with {type(error).__name__}: {error}"

@@ -1,1 +1,14 @@
-"""The chains of each sampler as plain functions over tiles; their source becomes part of each generated module."""
+"""The chains of each sampler as plain functions over tiles.
+
+Their source, below the line "compiled", becomes part of each generated module.
+"""
+
+from pathlib import Path
+
+_MARK = "# compiled -"
+
+
+def compiled_text(kernel: str) -> str:
+    """The part of a kernel's source that is compiled."""
+    text = (Path(__file__).parent / f"{kernel}.py").read_text()
+    return text[text.index("\n", text.index(_MARK)) + 1 :].strip("\n") + "\n"

@@ -1,12 +1,16 @@
+# ruff: noqa: F403, F405 - the names of a generated module
 """Energies and gradients of a batch."""
 
-from .tile import *  # noqa: F403
+import numpy as np
+
+from ebm_samplers.fused.kernels.tile import *
 
 # compiled ---------------------------------------------------------------------------------------
 
 
 @entry
 def chains(p, state, first_tile, last_tile):  # type: ignore[no-untyped-def]
+    """Energies and gradients of the states of some tiles."""
     w = np.zeros(ROWS * L, real)
     for tile in range(first_tile, last_tile):
         enter(w, X, state, tile)

@@ -1,9 +1,16 @@
-"""Hamiltonian Monte Carlo; see `ebm_samplers.hamiltonian.HamiltonianMonteCarlo` for the step in torch.
+# ruff: noqa: F403, F405 - the names of a generated module
+"""Hamiltonian Monte Carlo; see `ebm_samplers.hamiltonian.HamiltonianMonteCarlo` for the step in
+torch.
 
-As in MALA, a fresh chain begins with a trajectory of one step of size zero that is accepted whatever it gives.
+As in MALA, a fresh chain begins with a trajectory of one step of size zero that is accepted
+whatever it gives.
 """
 
-from .tile import *  # noqa: F403
+import numpy as np
+
+from ebm_samplers.fused.kernels.noise import fill_normals_float32 as fill_normals
+from ebm_samplers.fused.kernels.noise import fill_uniforms, fill_words
+from ebm_samplers.fused.kernels.tile import *
 
 # compiled ---------------------------------------------------------------------------------------
 
@@ -46,8 +53,10 @@ def draw_momentum(w, root, z, first):  # type: ignore[no-untyped-def]
 
 
 @entry
-def chains(p, offset, state, beta, step_size, scale, lengths, mass, root, key, first_chain, first_step, fresh, thin,
-           draws, statistics, first_tile, last_tile):  # type: ignore[no-untyped-def]
+def chains(p, offset, state, beta, step_size, scale, lengths,  # type: ignore[no-untyped-def]
+           mass, root, key, first_chain, first_step, fresh, thin, draws, statistics,
+           first_tile, last_tile):  # fmt: skip
+    """Advance the chains of some tiles by ``len(step_size)`` transitions."""
     w = np.zeros((ROWS + OWN_ROWS) * L, real)
     words = np.empty(4 * PLANE, np.uint32)
     z = np.zeros(4 * PLANE, real)
@@ -63,10 +72,14 @@ def chains(p, offset, state, beta, step_size, scale, lengths, mass, root, key, f
             block, accept_block = step * D >> 2, step >> 2
             if step >= first_step:
                 n_blocks = (stop * D + 3 >> 2) - block
-                fill_words(words, PLANE, SHIFT, first_chain + tile * L, block, n_blocks, MOMENTUM, key)
+                fill_words(
+                    words, PLANE, SHIFT, first_chain + tile * L, block, n_blocks, MOMENTUM, key
+                )
                 fill_normals(z, words, PLANE, n_blocks * L)
                 n_blocks = (stop + 3 >> 2) - accept_block
-                fill_words(words, PLANE, SHIFT, first_chain + tile * L, accept_block, n_blocks, ACCEPT, key)
+                fill_words(
+                    words, PLANE, SHIFT, first_chain + tile * L, accept_block, n_blocks, ACCEPT, key
+                )
                 fill_uniforms(u, words, PLANE, n_blocks * L)
             while step < stop:
                 now = step - first_step
@@ -84,7 +97,9 @@ def chains(p, offset, state, beta, step_size, scale, lengths, mass, root, key, f
                         kick = h if leap < length - 1 else real(0.5) * h
                         for i in range(D):
                             for lane in range(L):
-                                w[(P + i) * L + lane] -= kick * (w[BETA * L + lane] * w[(G + i) * L + lane])
+                                w[(P + i) * L + lane] -= kick * (
+                                    w[BETA * L + lane] * w[(G + i) * L + lane]
+                                )
                         set_velocity(w, mass)
                     else:
                         set_velocity(w, mass)
@@ -105,7 +120,14 @@ def chains(p, offset, state, beta, step_size, scale, lengths, mass, root, key, f
                         after = w[(P + i) * L + lane] * w[(V + i) * L + lane]
                         w[DELTA * L + lane] += real(0.5) * (after - before)
                         w[TOTAL * L + lane] += real(0.5) * before
-                judge(w, u, (step & 3) * PLANE + ((step >> 2) - accept_block) * L, DELTA, VERDICT, forced)
+                judge(
+                    w,
+                    u,
+                    (step & 3) * PLANE + ((step >> 2) - accept_block) * L,
+                    DELTA,
+                    VERDICT,
+                    forced,
+                )
                 choose(w, VERDICT, CURRENT)
                 watch(w, CE, offset)
                 step += 1

@@ -1,10 +1,18 @@
+# ruff: noqa: F403, F405 - the names of a generated module
 """Metropolis-adjusted Langevin; see `ebm_samplers.langevin.MALA` for the step in torch.
 
-Energy and gradient are evaluated at one place in the code, for proposals; a fresh chain begins with a proposal of
-length zero that is accepted whatever it gives. So an evaluation rounds the same however a run is cut.
+Energy and gradient are evaluated at one place in the code, for proposals; a fresh chain begins with
+a proposal of length zero that is accepted whatever it gives. So an evaluation rounds the same
+however a run is cut.
 """
 
-from .tile import *  # noqa: F403
+import math
+
+import numpy as np
+
+from ebm_samplers.fused.kernels.noise import fill_normals_float32 as fill_normals
+from ebm_samplers.fused.kernels.noise import fill_uniforms, fill_words
+from ebm_samplers.fused.kernels.tile import *
 
 # compiled ---------------------------------------------------------------------------------------
 
@@ -14,8 +22,10 @@ OWN_ROWS = CE + 1 - OWN
 
 
 @entry
-def chains(p, offset, state, beta, step_size, scale, lengths, mass, root, key, first_chain, first_step, fresh, thin,
-           draws, statistics, first_tile, last_tile):  # type: ignore[no-untyped-def]
+def chains(p, offset, state, beta, step_size, scale, lengths,  # type: ignore[no-untyped-def]
+           mass, root, key, first_chain, first_step, fresh, thin, draws, statistics,
+           first_tile, last_tile):  # fmt: skip
+    """Advance the chains of some tiles by ``len(step_size)`` transitions."""
     w = np.zeros((ROWS + OWN_ROWS) * L, real)
     words = np.empty(4 * PLANE, np.uint32)
     z = np.zeros(4 * PLANE, real)
@@ -34,7 +44,9 @@ def chains(p, offset, state, beta, step_size, scale, lengths, mass, root, key, f
                 fill_words(words, PLANE, SHIFT, first_chain + tile * L, block, n_blocks, NOISE, key)
                 fill_normals(z, words, PLANE, n_blocks * L)
                 n_blocks = (stop + 3 >> 2) - accept_block
-                fill_words(words, PLANE, SHIFT, first_chain + tile * L, accept_block, n_blocks, ACCEPT, key)
+                fill_words(
+                    words, PLANE, SHIFT, first_chain + tile * L, accept_block, n_blocks, ACCEPT, key
+                )
                 fill_uniforms(u, words, PLANE, n_blocks * L)
             while step < stop:
                 now = step - first_step
@@ -48,7 +60,9 @@ def chains(p, offset, state, beta, step_size, scale, lengths, mass, root, key, f
                     at = (n & 3) * PLANE + (n >> 2) * L
                     for lane in range(L):
                         drift = h * (w[BETA * L + lane] * w[(CG + i) * L + lane])
-                        w[(X + i) * L + lane] = w[(CX + i) * L + lane] - drift + s * z[np.uint64(at + lane)]
+                        w[(X + i) * L + lane] = (
+                            w[(CX + i) * L + lane] - drift + s * z[np.uint64(at + lane)]
+                        )
                 energy_and_gradient(w, p)
                 for lane in range(L):
                     w[DELTA * L + lane] = w[BETA * L + lane] * (w[E * L + lane] - w[CE * L + lane])
@@ -56,9 +70,18 @@ def chains(p, offset, state, beta, step_size, scale, lengths, mass, root, key, f
                     n = step * D + i - 4 * block
                     at = (n & 3) * PLANE + (n >> 2) * L
                     for lane in range(L):
-                        a = r * (w[BETA * L + lane] * (w[(CG + i) * L + lane] + w[(G + i) * L + lane]))
+                        a = r * (
+                            w[BETA * L + lane] * (w[(CG + i) * L + lane] + w[(G + i) * L + lane])
+                        )
                         w[DELTA * L + lane] += a * (real(0.5) * a - z[np.uint64(at + lane)])
-                judge(w, u, (step & 3) * PLANE + ((step >> 2) - accept_block) * L, DELTA, VERDICT, forced)
+                judge(
+                    w,
+                    u,
+                    (step & 3) * PLANE + ((step >> 2) - accept_block) * L,
+                    DELTA,
+                    VERDICT,
+                    forced,
+                )
                 choose(w, VERDICT, CURRENT)
                 watch(w, CE, offset)
                 step += 1

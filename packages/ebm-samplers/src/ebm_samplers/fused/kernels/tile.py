@@ -1,21 +1,18 @@
 """What all kernels share: the tile's layout, its noise, and the way in and out.
 
-A tile holds the states of ``L`` chains (lanes). The names in capitals are constants of the generated module, into which
-everything below the line "compiled" is copied; here they only have a type. A kernel serves tiles ``first_tile`` to
-``last_tile - 1``, so that threads share the work by tiles. With L = 1 a tile is a thread of a GPU.
+A tile holds the states of ``L`` chains (lanes). The names in capitals are constants of the
+generated module, into which everything below the line "compiled" is copied; here they only have a
+type. A kernel serves tiles ``first_tile`` to ``last_tile - 1``, so that threads share the work by
+tiles. With L = 1 a tile is a thread of a GPU.
 
-Noise is made for some steps at a time, in planes: word (and number) n of a lane stands at
-``(n mod 4) * PLANE + (n // 4) * L + lane``. Lanes run over chains and blocks alike, so that one chain alone fills SIMD
-registers too.
+Noise is made for some steps at a time, in planes: word (and number) n of a lane stands at ``(n mod
+4) * PLANE + (n // 4) * L + lane``. Lanes run over chains and blocks alike, so that one chain alone
+fills SIMD registers too.
 """
 
-import math
 from typing import Any
 
 import numpy as np
-
-from ..noise import fill_normals_float32 as fill_normals
-from ..noise import fill_uniforms, fill_words
 
 L = 1  # lanes, a power of two
 SHIFT = 0  # its logarithm
@@ -45,14 +42,6 @@ def entry(function: Any) -> Any:
 
 def energy_and_gradient(w: Any, p: Any) -> None:
     """Stands for the generated function: state rows in, gradient and energy rows out."""
-
-
-def energy(w: Any, p: Any) -> None:
-    """Stands for the generated function: state rows in, energy row out."""
-
-
-def gradient(w: Any, p: Any) -> None:
-    """Stands for the generated function: state rows in, gradient rows out."""
 
 
 # compiled ---------------------------------------------------------------------------------------

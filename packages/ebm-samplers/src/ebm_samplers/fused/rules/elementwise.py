@@ -1,0 +1,252 @@
+"""Operations that act on each element by itself."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ebm_samplers.fused.graph import HEAVY, Array, Expr, Index, Pool
+from ebm_samplers.fused.rules.registry import rule
+from ebm_samplers.fused.trace import aten
+
+if TYPE_CHECKING:
+    from ebm_samplers.fused.lowering import Lowering
+
+Element = Callable[..., Expr]
+
+
+def broadcast(array: Array, shape: Sequence[int]) -> Array:
+    """The array repeated along new axes and axes of length 1."""
+    shape = tuple(shape)
+    if array.shape == shape:
+        return array
+    missing = len(shape) - len(array.shape)
+    kept = tuple(length != 1 for length in array.shape)
+
+    def load(index: tuple[Index, ...]) -> Expr:
+        return array.load(
+            tuple(i if keep else 0 for i, keep in zip(index[missing:], kept, strict=True))
+        )
+
+    return Array(shape, load, None, array.cost, array.varies, array.boolean)
+
+
+def elementwise(
+    low: "Lowering",
+    function: Element,
+    *args: Any,
+    work: int = 1,
+    boolean: bool = False,
+    masks: Sequence[int] = (),
+) -> Array:
+    """``function`` of broadcast arrays, element by element.
+
+    Args:
+        low: The lowering.
+        function: Of as many expressions as there are arrays.
+        args: Arrays, references or numbers.
+        work: Roughly the operations of one element.
+        boolean: Whether it gives truth values.
+        masks: Positions of arguments that stay truth values; all others become numbers.
+    """
+    arrays = [low.array(a) for a in args]
+    arrays = [a if i in masks else as_numbers(low, a) for i, a in enumerate(arrays)]
+    shape = tuple(np.broadcast_shapes(*(a.shape for a in arrays)))
+    arrays = [broadcast(a, shape) for a in arrays]
+    flats = [a.flat for a in arrays if a.flat is not None]
+    flat = (lambda i: function(*(f(i) for f in flats))) if len(flats) == len(arrays) else None
+    return Array(
+        shape,
+        lambda index: function(*(a.load(index) for a in arrays)),
+        flat,
+        work + sum(a.cost for a in arrays),
+        any(a.varies for a in arrays),
+        boolean,
+    )
+
+
+def as_numbers(low: "Lowering", a: Array) -> Array:
+    """Truth values as 1 and 0."""
+    if not a.boolean:
+        return a
+    p, flat = low.pool, a.flat
+
+    def number(e: Expr) -> Expr:
+        return p("where", e, p.const(1.0), p.const(0.0))
+
+    return Array(
+        a.shape,
+        lambda index: number(a.load(index)),
+        None if flat is None else lambda i: number(flat(i)),
+        a.cost + 1,
+        a.varies,
+    )
+
+
+def formula(
+    *functions: Any, work: int = 2, boolean: bool = False, masks: Sequence[int] = ()
+) -> Callable[[Element], Element]:
+    """Make ``function(pool, *elements, **settings)`` the rule of elementwise operations."""
+
+    def register(function: Element) -> Element:
+        @rule(*functions)
+        def lowered(low: "Lowering", *args: Any, **settings: Any) -> Array:
+            def element(*a: Expr) -> Expr:
+                return function(low.pool, *a, **settings)
+
+            return elementwise(low, element, *args, work=work, boolean=boolean, masks=masks)
+
+        return function
+
+    return register
+
+
+def _simple(op: str, *functions: Any, boolean: bool = False, swap: bool = False) -> None:
+    """One operator of `Pool`; ``swap`` turns its two arguments round."""
+    masks = (0, 1) if op in ("and", "or") else ()
+    work = 8 if op in HEAVY else 1
+
+    @formula(*functions, work=work, boolean=boolean, masks=masks)
+    def lowered(p: Pool, *a: Expr) -> Expr:
+        return p(op, *(a[::-1] if swap else a))
+
+
+for _op in (
+    "neg", "exp", "log", "sin", "cos", "tanh", "sigmoid", "sqrt", "abs", "erf", "log1p", "expm1",
+    "atan", "asin", "acos", "floor",
+):  # fmt: skip
+    _simple(_op, getattr(aten, _op).default)
+for _op in ("mul", "div"):
+    _simple(_op, getattr(aten, _op).Tensor, getattr(aten, _op).Scalar)
+_simple("max", aten.maximum.default)
+_simple("min", aten.minimum.default)
+for _op in ("lt", "le", "eq", "ne"):
+    _simple(_op, getattr(aten, _op).Tensor, getattr(aten, _op).Scalar, boolean=True)
+for _op, _turned in (("lt", "gt"), ("le", "ge")):
+    _simple(
+        _op, getattr(aten, _turned).Tensor, getattr(aten, _turned).Scalar, boolean=True, swap=True
+    )
+_simple("and", aten.logical_and.default, aten.bitwise_and.Tensor, boolean=True)
+_simple("or", aten.logical_or.default, aten.bitwise_or.Tensor, boolean=True)
+
+
+def _times(p: Pool, a: Expr, alpha: Expr | float | None) -> Expr:
+    """``a`` scaled by ``alpha``, which torch passes by position or by name."""
+    if alpha is None:
+        return a
+    return p("mul", a, alpha if isinstance(alpha, Expr) else p.const(float(alpha)))
+
+
+@formula(aten.add.Tensor, aten.add.Scalar)
+def _add(p: Pool, a: Expr, b: Expr, alpha: Expr | float | None = None) -> Expr:
+    return p("add", a, _times(p, b, alpha))
+
+
+@formula(aten.sub.Tensor, aten.sub.Scalar)
+def _sub(p: Pool, a: Expr, b: Expr, alpha: Expr | float | None = None) -> Expr:
+    return p("sub", a, _times(p, b, alpha))
+
+
+@formula(aten.rsub.Scalar, aten.rsub.Tensor)
+def _rsub(p: Pool, a: Expr, b: Expr, alpha: Expr | float | None = None) -> Expr:
+    return p("sub", b, _times(p, a, alpha))
+
+
+@formula(aten.reciprocal.default)
+def _reciprocal(p: Pool, a: Expr) -> Expr:
+    return p("div", p.const(1.0), a)
+
+
+@formula(aten.rsqrt.default)
+def _rsqrt(p: Pool, a: Expr) -> Expr:
+    return p("div", p.const(1.0), p("sqrt", a))
+
+
+@formula(aten.square.default)
+def _square(p: Pool, a: Expr) -> Expr:
+    return p("mul", a, a)
+
+
+@formula(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
+def _pow(p: Pool, a: Expr, b: Expr) -> Expr:
+    exponent = float(b.args[0]) if b.op == "const" else math.nan
+    if exponent.is_integer() and abs(exponent) <= 16:
+        power = _integer_power(p, a, abs(int(exponent)))
+        return power if exponent >= 0 else p("div", p.const(1.0), power)
+    if exponent == 0.5:
+        return p("sqrt", a)
+    if exponent == 1.5:
+        return p("mul", a, p("sqrt", a))
+    if exponent == -0.5:
+        return p("div", p.const(1.0), p("sqrt", a))
+    return p("pow", a, b)
+
+
+def _integer_power(p: Pool, a: Expr, n: int) -> Expr:
+    if n == 0:
+        return p.const(1.0)
+    half = _integer_power(p, a, n // 2)
+    square = p("mul", half, half) if n > 1 else p.const(1.0)
+    return p("mul", square, a) if n % 2 else square
+
+
+@formula(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, masks=(0,))
+def _where(p: Pool, condition: Expr, a: Expr, b: Expr) -> Expr:
+    return p("where", condition, a, b)
+
+
+@formula(aten.masked_fill.Scalar, aten.masked_fill.Tensor, masks=(1,))
+def _masked_fill(p: Pool, a: Expr, mask: Expr, value: Expr) -> Expr:
+    return p("where", mask, value, a)
+
+
+@rule(aten.logical_not.default, aten.bitwise_not.default)
+def _not(low: "Lowering", a: Array) -> Array:
+    if not a.boolean:
+        raise NotImplementedError("the negation of a number")
+    p = low.pool
+    return elementwise(
+        low, lambda e: p("where", e, p.const(False), p.const(True)), a, boolean=True, masks=(0,)
+    )
+
+
+@formula(aten.isnan.default, boolean=True)
+def _isnan(p: Pool, a: Expr) -> Expr:
+    return p("isnan", a)
+
+
+@formula(aten.isinf.default, boolean=True)
+def _isinf(p: Pool, a: Expr) -> Expr:
+    return p("eq", p("abs", a), p.const(math.inf))
+
+
+@formula(aten.sign.default, aten.sgn.default)
+def _sign(p: Pool, a: Expr) -> Expr:
+    zero = p.const(0.0)
+    negative = p("where", p("lt", a, zero), p.const(-1.0), zero)
+    return p("where", p("lt", zero, a), p.const(1.0), negative)
+
+
+@rule(aten._to_copy.default)
+def _to_copy(low: "Lowering", a: Array, dtype: torch.dtype | None = None, **_: Any) -> Array:
+    if dtype is None or dtype == low.dtype:
+        return a if dtype is None else as_numbers(low, a)
+    raise NotImplementedError(f"a value of the state is computed in {dtype}, not {low.dtype}")
+
+
+@rule(aten.clamp.default, aten.clamp.Tensor, aten.clamp_min.default)
+def _clamp(low: "Lowering", a: Array, least: Any = None, most: Any = None, **more: Any) -> Array:
+    least, most = more.get("min", least), more.get("max", most)
+    p = low.pool
+    if least is not None:  # NaN stays NaN
+        a = elementwise(low, lambda e, m: p("where", p("lt", e, m), m, e), a, least)
+    if most is not None:
+        a = elementwise(low, lambda e, m: p("where", p("lt", m, e), m, e), a, most)
+    return a
+
+
+@rule(aten.clamp_max.default)
+def _clamp_max(low: "Lowering", a: Array, most: Any) -> Array:
+    return _clamp(low, a, None, most)

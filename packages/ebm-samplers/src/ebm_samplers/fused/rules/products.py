@@ -1,0 +1,59 @@
+"""Matrix products."""
+
+from typing import TYPE_CHECKING
+
+from ebm_samplers.fused.graph import Array, Expr, Index
+from ebm_samplers.fused.rules.elementwise import elementwise
+from ebm_samplers.fused.rules.registry import rule
+from ebm_samplers.fused.rules.views import reshaped
+from ebm_samplers.fused.trace import aten
+
+if TYPE_CHECKING:
+    from ebm_samplers.fused.lowering import Lowering
+
+
+def product(low: "Lowering", a: Array, b: Array) -> Array:
+    """The matrix product of ``(..., m, k)`` and ``(..., k, n)`` (equal leading axes)."""
+    if a.varies:
+        a = low.out.stored(a)
+    if b.varies:
+        b = low.out.stored(b)
+    lead, m, k, n = a.shape[:-2], a.shape[-2], a.shape[-1], b.shape[-1]
+
+    def load(index: tuple[Index, ...], inner: tuple[Index, ...]) -> Expr:
+        *batch, i, j = index
+        return low.pool("mul", a.load((*batch, i, *inner)), b.load((*batch, *inner, j)))
+
+    if k == 1:
+        return Array((*lead, m, n), lambda index: load(index, (0,)), None, 1, a.varies or b.varies)
+    return low.out.reduce("add", 0.0, (*lead, m, n), (k,), load)
+
+
+@rule(aten.mm.default, aten.bmm.default)
+def _mm(low: "Lowering", a: Array, b: Array) -> Array:
+    return product(low, a, b)
+
+
+@rule(aten.addmm.default)
+def _addmm(
+    low: "Lowering", bias: Array, a: Array, b: Array, beta: float = 1, alpha: float = 1
+) -> Array:
+    p = low.pool
+    return elementwise(
+        low,
+        lambda e, c: p("add", p("mul", e, p.const(alpha)), p("mul", c, p.const(beta))),
+        product(low, a, b),
+        bias,
+    )
+
+
+@rule(aten.mv.default)
+def _mv(low: "Lowering", a: Array, b: Array) -> Array:
+    return reshaped(low, product(low, a, reshaped(low, b, (*b.shape, 1))), a.shape[:1])
+
+
+@rule(aten.dot.default)
+def _dot(low: "Lowering", a: Array, b: Array) -> Array:
+    return reshaped(
+        low, product(low, reshaped(low, a, (1, *a.shape)), reshaped(low, b, (*b.shape, 1))), ()
+    )

@@ -1,0 +1,160 @@
+"""Sums, extrema and products along axes, and what is built on them."""
+
+import itertools
+import math
+from typing import TYPE_CHECKING, Any
+
+from ebm_samplers.fused.graph import Array, Expr, Index
+from ebm_samplers.fused.rules.elementwise import elementwise
+from ebm_samplers.fused.rules.registry import RULES, Rule, rule
+from ebm_samplers.fused.rules.views import reshaped, squeeze
+from ebm_samplers.fused.trace import aten
+
+if TYPE_CHECKING:
+    from ebm_samplers.fused.lowering import Lowering
+
+
+def _reduced(low: "Lowering", op: str, start: float, a: Array, axes: Any, keep: bool) -> Array:
+    n = len(a.shape)
+    gone = sorted(
+        range(n)
+        if axes is None or axes == []
+        else {i % max(n, 1) for i in ([axes] if isinstance(axes, int) else axes)}
+    )
+    left = [i for i in range(n) if i not in gone]
+    shape, over = tuple(a.shape[i] for i in left), tuple(a.shape[i] for i in gone)
+
+    def load(index: tuple[Index, ...], inner: tuple[Index, ...]) -> Expr:
+        full: list[Index] = [0] * n
+        for axis, i in zip((*left, *gone), (*index, *inner), strict=True):
+            full[axis] = i
+        return a.load(tuple(full))
+
+    if math.prod(over) == 1:
+        result = Array(shape, lambda index: load(index, (0,) * len(over)), a.flat, a.cost, a.varies)
+    elif a.boolean:
+        raise NotImplementedError("a reduction of truth values")
+    else:
+        result = low.out.reduce(op, start, shape, over, load, a.varies)
+    return (
+        reshaped(low, result, tuple(1 if i in gone else m for i, m in enumerate(a.shape)))
+        if keep
+        else result
+    )
+
+
+@rule(aten.sum.dim_IntList, aten.sum.default)
+def _sum(low: "Lowering", a: Array, axes: Any = None, keepdim: bool = False, **_: Any) -> Array:
+    return _reduced(low, "add", 0.0, a, axes, keepdim)
+
+
+@rule(aten.linalg_vector_norm.default)
+def _vector_norm(
+    low: "Lowering", a: Array, order: float = 2, axes: Any = None, keepdim: bool = False, **_: Any
+) -> Array:
+    p = low.pool
+    if order == 1:
+        return _reduced(low, "add", 0.0, elementwise(low, lambda e: p("abs", e), a), axes, keepdim)
+    if order != 2:
+        raise NotImplementedError(f"the norm of order {order}")
+    squares = elementwise(low, lambda e: p("mul", e, e), a)
+    return elementwise(
+        low, lambda e: p("sqrt", e), _reduced(low, "add", 0.0, squares, axes, keepdim)
+    )
+
+
+def _running(op: str) -> Rule:
+    def lowered(low: "Lowering", a: Array, axis: int, **_: Any) -> Array:
+        axis %= len(a.shape)
+        if not low.out.straight:
+            raise NotImplementedError("running sums and products in an energy of this size")
+        cells: dict[tuple[Index, ...], Expr] = {}
+        for index in itertools.product(*map(range, a.shape)):
+            before = (*index[:axis], index[axis] - 1, *index[axis + 1 :])
+            cells[index] = (
+                low.pool(op, cells[before], a.load(index)) if index[axis] else a.load(index)
+            )
+        return Array(a.shape, cells.__getitem__, None, 0, a.varies)
+
+    return lowered
+
+
+RULES[aten.cumsum.default], RULES[aten.cumprod.default] = _running("add"), _running("mul")
+
+
+@rule(aten.mean.dim, aten.mean.default)
+def _mean(low: "Lowering", a: Array, axes: Any = None, keepdim: bool = False, **_: Any) -> Array:
+    total = _reduced(low, "add", 0.0, a, axes, keepdim)
+    count = low.array(float(a.size // max(total.size, 1)))
+    return elementwise(low, lambda e, n: low.pool("div", e, n), total, count)
+
+
+@rule(aten.amax.default)
+def _amax(low: "Lowering", a: Array, axes: Any = None, keepdim: bool = False) -> Array:
+    return _reduced(low, "max", -math.inf, a, axes, keepdim)
+
+
+@rule(aten.amin.default)
+def _amin(low: "Lowering", a: Array, axes: Any = None, keepdim: bool = False) -> Array:
+    return _reduced(low, "min", math.inf, a, axes, keepdim)
+
+
+@rule(aten.prod.default, aten.prod.dim_int)
+def _prod(low: "Lowering", a: Array, axes: Any = None, keepdim: bool = False, **_: Any) -> Array:
+    return _reduced(low, "mul", 1.0, a, axes, keepdim)
+
+
+def _exponentials(low: "Lowering", a: Array, axes: Any) -> tuple[Array, Array, Array]:
+    """a minus its largest element, the sum of the exponentials of that, and the largest element."""
+    p = low.pool
+    zero, infinity = p.const(0.0), p.const(math.inf)
+    # "above" loses NaN, but the exponential of the element that is NaN does not
+    largest = _reduced(low, "above", -math.inf, a, axes, True)
+    largest = elementwise(
+        low, lambda m: p("where", p("eq", p("abs", m), infinity), zero, m), largest
+    )
+    shifted = elementwise(low, lambda e, m: p("sub", e, m), a, largest)
+    exponentials = elementwise(low, lambda e: p("exp", e), shifted, work=8)
+    return shifted, _reduced(low, "add", 0.0, exponentials, axes, True), largest
+
+
+@rule(aten.logsumexp.default)
+def _logsumexp(low: "Lowering", a: Array, axes: Any, keepdim: bool = False) -> Array:
+    p = low.pool
+    _, total, largest = _exponentials(low, low.out.stored(a), axes)
+    result = elementwise(low, lambda s, m: p("add", p("log", s), m), total, largest, work=8)
+    return result if keepdim else squeeze(low, result, axes)
+
+
+@rule(aten._log_softmax.default)
+def _log_softmax(low: "Lowering", a: Array, axis: int, *_: Any) -> Array:
+    p = low.pool
+    shifted, total, _largest = _exponentials(low, low.out.stored(a), [axis])
+    logarithm = low.out.stored(elementwise(low, lambda s: p("log", s), total, work=8))
+    return elementwise(low, lambda e, n: p("sub", e, n), shifted, logarithm)
+
+
+@rule(aten._softmax.default)
+def _softmax(low: "Lowering", a: Array, axis: int, *_: Any) -> Array:
+    p = low.pool
+    shifted, total, _largest = _exponentials(low, low.out.stored(a), [axis])
+    return elementwise(low, lambda e, s: p("div", p("exp", e), s), shifted, total, work=8)
+
+
+@rule(aten._log_softmax_backward_data.default)
+def _log_softmax_backward(
+    low: "Lowering", gradient: Array, result: Array, axis: int, *_: Any
+) -> Array:
+    p = low.pool
+    total = _reduced(low, "add", 0.0, gradient, [axis], True)
+    return elementwise(
+        low, lambda g, r, t: p("sub", g, p("mul", p("exp", r), t)), gradient, result, total, work=8
+    )
+
+
+@rule(aten._softmax_backward_data.default)
+def _softmax_backward(low: "Lowering", gradient: Array, result: Array, axis: int, *_: Any) -> Array:
+    p = low.pool
+    weighted = elementwise(low, lambda g, r: p("mul", g, r), gradient, result)
+    total = _reduced(low, "add", 0.0, weighted, [axis], True)
+    return elementwise(low, lambda g, r, t: p("mul", r, p("sub", g, t)), gradient, result, total)
