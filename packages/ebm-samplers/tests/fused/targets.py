@@ -7,13 +7,14 @@ from ebm_core import EnergyFunction, as_energy
 
 
 class DoubleWell(EnergyFunction):
-    def __init__(self, height=2.0, b=1.0):
+    def __init__(self, height=2.0, b=1.0, shift=0.0):
         super().__init__()
         self.register_buffer("height", torch.tensor(height))
+        self.register_buffer("shift", torch.tensor(shift))
         self.b = nn.Parameter(torch.tensor(b))
 
     def forward(self, x):
-        return (self.height * (x.square() - self.b.square()).square()).sum(-1)
+        return (self.height * (x.square() - self.b.square()).square()).sum(-1) + self.shift
 
 
 def rosenbrock(x):

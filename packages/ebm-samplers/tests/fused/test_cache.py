@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 import subprocess
@@ -5,25 +6,27 @@ import sys
 import textwrap
 
 import pytest
+import torch
+from numba.core.caching import IndexDataCacheFile
+
+from ebm_samplers.fused import cache, clear_cache, counts, fuse
 
 PROGRAM = textwrap.dedent("""
-    import sys, warnings
-    sys.path.insert(0, {src!r})
-    warnings.simplefilter("error" if {strict} else "ignore")
+    import warnings
+    warnings.simplefilter("error")
     import torch
     from ebm_samplers.fused import fuse, counts
-    e, g = fuse(lambda x: ({factor} * x.square()).sum(1))(torch.ones(3, 2))
-    assert e.tolist() == [2 * {factor}] * 3
+    e, g = fuse(lambda x: (3 * x.square()).sum(1))(torch.ones(3, 2))
+    assert e.tolist() == [6.0] * 3
     print(counts["compiled"], counts["cached"])
 """)
-SRC = os.path.join(os.path.dirname(__file__), "..", "src")
 
 
-def start(folder, factor=3.0, strict=True):
-    code = PROGRAM.format(src=SRC, factor=factor, strict=strict)
+def start(folder):
     environment = {**os.environ, "EBM_SAMPLERS_CACHE_DIR": str(folder)}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", PROGRAM],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -31,37 +34,30 @@ def start(folder, factor=3.0, strict=True):
     )
 
 
-def run(*args, **kwargs):
-    process = start(*args, **kwargs)
+def outcome(process):
     out, err = process.communicate()
     assert process.returncode == 0, err
     return tuple(map(int, out.split()))
 
 
-def test_second_process_finds_the_kernel_and_the_folder_is_private(tmp_path):
+def test_processes_share_kernels_in_a_private_folder(tmp_path):
     folder = tmp_path / "kernels"
-    assert run(folder) == (1, 0)
+    for process in [start(folder) for _ in range(2)]:  # at once
+        assert sum(outcome(process)) == 1
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert run(folder) == (0, 1)
-    assert run(folder, factor=4.0) == (1, 0)  # another number, another kernel
+    assert not list(folder.glob(".new_*"))
+    assert outcome(start(folder)) == (0, 1)
+    (data,) = folder.glob("__pycache__/*chains*.nbc")
+    assert data.stat().st_size > 0
 
 
-def test_processes_at_once(tmp_path):
-    processes = [start(tmp_path / "kernels") for _ in range(3)]
-    for process in processes:
-        _, err = process.communicate()
-        assert process.returncode == 0, err
-
-
-def test_a_folder_that_cannot_be_used_means_memory_and_a_warning(tmp_path, monkeypatch):
-    from ebm_samplers.fused import cache
-
+def test_a_folder_that_cannot_be_used_means_memory_and_one_warning(tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
     monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(file))
     with pytest.warns(RuntimeWarning, match="not kept on disk"):
-        module = cache.load("value = 1\n")
-    assert module.value == 1
+        assert cache.load("value = 1\n").value == 1
+    assert cache.load("value = 4\n").value == 4  # no second warning, which would be an error
     folder = tmp_path / "open"
     folder.mkdir()
     folder.chmod(0o777)
@@ -70,14 +66,37 @@ def test_a_folder_that_cannot_be_used_means_memory_and_a_warning(tmp_path, monke
         assert cache.load("value = 2\n").value == 2
 
 
-def test_damaged_files_are_replaced_and_clearing_clears(tmp_path, monkeypatch):
-    from ebm_samplers.fused import cache, clear_cache
+def test_read_only_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "kernels"
+    monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(folder))
+    cache.load("value = 5\n")
+    cache._modules.clear()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.warns(RuntimeWarning, match="read-only"):
+        assert cache.load("value = 5\n").value == 5
+
+
+def test_full_folder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path / "kernels"))
+    monkeypatch.setattr(IndexDataCacheFile, "save", full)
+    energy = fuse(lambda x: (7 * x.square()).sum(1))
+    before = counts["compiled"]
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        assert energy(torch.ones(3, 2))[0].tolist() == [14.0] * 3
+    assert counts["compiled"] == before + 1
+
+
+def test_damaged_files_are_replaced_and_clearing_clears(tmp_path, monkeypatch):
+    folder = tmp_path / "kernels"
+    monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(folder))
     cache.load("value = 3\n")
-    (path,) = (tmp_path / "kernels").glob("*.py")
+    (path,) = folder.glob("*.py")
     path.write_text("value = 'bad'\n")
     cache._modules.clear()
     assert cache.load("value = 3\n").value == 3
+    (folder / "other.txt").write_text("not ours")
     assert clear_cache() == 1
-    assert not list((tmp_path / "kernels").glob("*.py"))
+    assert [file.name for file in folder.iterdir()] == ["other.txt"]

@@ -24,7 +24,10 @@ def _compiled(function: Callable[..., Any]) -> Any:
 
 @_compiled
 def exp_float32(x):  # type: ignore[no-untyped-def]
+    """e^x."""
     k = np.floor(x * _f(1.44269504) + _f(0.5))
+    k = k if k > _f(-127) else _f(-127)  # NaN too, which has no integer
+    k = k if k < _f(128) else _f(128)
     r = x - k * _f(0.693359375)
     r = r + k * _f(2.12194440e-4)
     p = _f(1.9875691500e-4)
@@ -34,7 +37,7 @@ def exp_float32(x):  # type: ignore[no-untyped-def]
     p = p * r + _f(1.6666665459e-1)
     p = p * r + _f(5.0000001201e-1)
     y = p * r * r + r + _f(1)
-    n = min(max(_i(k), _i(-127)), _i(128))
+    n = _i(k)
     half = n >> _i(1)  # two factors, so that 2¹²⁸ and its neighbours do not overflow half-way
     y = y * np.int32((half + _i(127)) << _i(23)).view(np.float32)
     y = y * np.int32((n - half + _i(127)) << _i(23)).view(np.float32)
@@ -44,6 +47,7 @@ def exp_float32(x):  # type: ignore[no-untyped-def]
 
 @_compiled
 def log_float32(x):  # type: ignore[no-untyped-def]
+    """ln x."""
     tiny = x < _f(1.17549435e-38)
     v = x * _f(8388608.0) if tiny else x
     bits = np.float32(v).view(np.int32)
@@ -69,10 +73,10 @@ def log_float32(x):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _sine_of_quarters(x, quarters):  # type: ignore[no-untyped-def]
-    k = np.floor(x * _f(0.63661977236) + _f(0.5))
-    r = x - k * _f(1.5703125)
-    r = r - k * _f(4.837512969970703125e-4)
-    r = r - k * _f(7.54978995489188216e-8)
+    wide = np.float64(x)  # so that the reduction is exact to rounding for |x| up to some 1e8
+    k = np.floor(wide * 0.6366197723675814 + 0.5)
+    r = _f(wide - k * 1.5707963267948966)
+    r = r if abs(r) < _f(1) else _f(0)  # beyond 1e15, where x does not know its phase
     z = r * r
     s = r + r * z * (_f(-1.6666654611e-1) + z * (_f(8.3321608736e-3) + z * _f(-1.9515295891e-4)))
     c = (
@@ -85,23 +89,27 @@ def _sine_of_quarters(x, quarters):  # type: ignore[no-untyped-def]
             + z * (_f(-1.388731625493765e-3) + z * _f(2.443315711809948e-5))
         )
     )
-    q = _i(k) + quarters
+    q = _i(k - 4.0 * np.floor(0.25 * k)) + quarters
     y = c if (q & _i(1)) != 0 else s
-    return -y if (q & _i(2)) != 0 else y
+    y = -y if (q & _i(2)) != 0 else y
+    return y if abs(x) < _f(np.inf) else _f(np.nan)
 
 
 @_compiled
 def sin_float32(x):  # type: ignore[no-untyped-def]
+    """sin x."""
     return _sine_of_quarters(x, _i(0))
 
 
 @_compiled
 def cos_float32(x):  # type: ignore[no-untyped-def]
+    """cos x."""
     return _sine_of_quarters(x, _i(1))
 
 
 @_compiled
 def expm1_float32(x):  # type: ignore[no-untyped-def]
+    """e^x - 1."""
     # near 0 by the series, elsewhere from exp
     s = _f(1.0 / 5040)
     s = s * x + _f(1.0 / 720)
@@ -115,6 +123,7 @@ def expm1_float32(x):  # type: ignore[no-untyped-def]
 
 @_compiled
 def log1p_float32(x):  # type: ignore[no-untyped-def]
+    """ln(1 + x)."""
     u = _f(1) + x
     y = log_float32(u)
     # the rounding error of 1 + x, put right to first order
@@ -125,6 +134,7 @@ def log1p_float32(x):  # type: ignore[no-untyped-def]
 
 @_compiled
 def tanh_float32(x):  # type: ignore[no-untyped-def]
+    """tanh x."""
     z = x * x
     p = _f(-5.70498872745e-3)
     p = p * z + _f(2.06390887954e-2)
@@ -139,21 +149,25 @@ def tanh_float32(x):  # type: ignore[no-untyped-def]
 
 @_compiled
 def sigmoid_float32(x):  # type: ignore[no-untyped-def]
+    """1/(1 + e^-x)."""
     return _f(1) / (_f(1) + exp_float32(-x))
 
 
 @_compiled
 def softplus_float32(x):  # type: ignore[no-untyped-def]
+    """ln(1 + e^x)."""
     return (x if x > _f(0) else _f(0)) + log1p_float32(exp_float32(-abs(x)))
 
 
 @_compiled
 def sigmoid_float64(x):  # type: ignore[no-untyped-def]
+    """1/(1 + e^-x)."""
     return 1.0 / (1.0 + math.exp(-x))
 
 
 @_compiled
 def softplus_float64(x):  # type: ignore[no-untyped-def]
+    """ln(1 + e^x)."""
     return (x if x > 0.0 else 0.0) + math.log1p(math.exp(-abs(x)))
 
 

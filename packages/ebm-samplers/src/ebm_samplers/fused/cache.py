@@ -126,7 +126,7 @@ def _executed(name: str, source: str, path: Path | None) -> ModuleType:
 
 def _tolerant(function: Any) -> None:
     """Let a compiled function stay in memory where its files cannot be read or written."""
-    kept = getattr(function, "_cache", None)
+    kept: Any = getattr(function, "_cache", None)
     if not hasattr(kept, "save_overload") or "save_overload" in vars(kept):
         return
 

@@ -9,12 +9,14 @@ loop counters, so that LLVM sees it may use SIMD.
 import math
 
 from ebm_samplers.fused.arithmetic import function_names
-from ebm_samplers.fused.graph import Expr, Index, Nest, Program, reachable
+from ebm_samplers.fused.graph import Expr, Index, reachable
 from ebm_samplers.fused.kernels import compiled_text
+from ebm_samplers.fused.program import Nest, Program
 from ebm_samplers.streams import Stream
 
 OPERATORS = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "eq": "==", "ne": "!=", "and": "and", "or": "or",
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "and": "and", "or": "or",
+    "lt": "<", "le": "<=", "eq": "==", "ne": "!=",
 }  # fmt: skip
 EXTREMA = {"max": "<", "min": ">", "above": "<"}
 
@@ -58,9 +60,7 @@ def entry(function):
 
 
 def module_source(program: Program, sampler: str, lanes: int, double: bool, title: str) -> str:
-    """The source of the module that runs ``sampler`` ("energy": none, evaluations alone) on an
-    energy.
-    """
+    """The source of the module that runs ``sampler`` on an energy ("energy": it alone)."""
     size = program.size
     chunk = 4 * max(1, 128 // (size * lanes))
     names = function_names(double)
@@ -147,8 +147,9 @@ class _Text:
         self.known: dict[int, str] = {}
 
     def all(self, roots: list[Expr], varying: bool) -> list[str]:
-        """Compute what is reachable; with ``varying`` False only what no lane changes. Gives the
-        roots' names.
+        """Compute what is reachable, and give the roots' names.
+
+        With ``varying`` False only what no lane changes is computed.
         """
         for node in reachable(roots):
             if node.number in self.known or (node.varies and not varying):

@@ -135,9 +135,7 @@ class FusedEnergy:
     def evaluate(
         self, x: Array, sampler: str = "energy", lanes: int | None = None
     ) -> tuple[Array, Array]:
-        """Energies ``(n,)`` and gradients ``(n, d)`` of states ``(n, d)``, by a sampler's
-        kernel.
-        """
+        """Energies ``(n,)`` and gradients ``(n, d)`` of states, by the kernel of a sampler."""
         p = self.parameters()
         kernel = self.kernel(sampler, lanes or self.lanes(len(x)))
         if sampler == "energy":
@@ -207,6 +205,7 @@ class FusedEnergy:
             np.empty((n_chains, n_slots if keep_draws else 0, self.size), self.real),
             np.zeros((n_chains, n_slots, 5), self.real),
         )
+        plain = np.ascontiguousarray  # another layout or dtype would compile another kernel
         leaps = 1.0 if lengths is None or n_steps == 0 else float(lengths.mean())
         kernel(
             n_chains,
@@ -214,12 +213,12 @@ class FusedEnergy:
             p,
             kernel.offset(p),
             result.state,
-            np.ones((n_chains, 1), self.real) if beta is None else beta,
-            step_size,
-            np.ones(n_steps) if scale is None else scale,
-            np.ones(n_steps, np.int64) if lengths is None else lengths,
-            ones if inverse_mass is None else inverse_mass,
-            ones if mass_root is None else mass_root,
+            np.ones((n_chains, 1), self.real) if beta is None else plain(beta, self.real),
+            plain(step_size, np.float64),
+            np.ones(n_steps) if scale is None else plain(scale, np.float64),
+            np.ones(n_steps, np.int64) if lengths is None else plain(lengths, np.int64),
+            ones if inverse_mass is None else plain(inverse_mass, self.real),
+            ones if mass_root is None else plain(mass_root, self.real),
             np.uint64(key),
             first_chain,
             first_step,
@@ -255,7 +254,7 @@ class FusedEnergy:
                     expected = energy(states)
         want = expected.detach().numpy()
         tolerance, offset = TOLERANCE[self.dtype], self.kernel(*key).offset(self.parameters())
-        rounding = 16 * np.finfo(self.real).eps * np.abs(want)
+        rounding = 16 * torch.finfo(self.dtype).eps * np.abs(want)
         if want.shape != (n,) or not _close(
             energies, want, tolerance * (1 + np.abs(want - offset)) + rounding
         ):

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebm_samplers.fused.graph import Array, Expr, Index, Nest, Pool, Program, TooLarge, ravel
+from ebm_samplers.fused.graph import Expr, Index, Pool, TooLarge
 from ebm_samplers.fused.parameters import Parameters
+from ebm_samplers.fused.program import Array, Nest, Program, ravel
 from ebm_samplers.fused.rules import RULES, VIEWS
 from ebm_samplers.fused.trace import Call, CannotFuse, Ref, Trace, Value
 
@@ -158,9 +159,7 @@ class Lowering:
         return [replaced(argument) for argument in call.args]
 
     def _uniform(self, number: int) -> Array:
-        """A value that no lane changes: views are lowered, all else is a block of parameters or a
-        constant.
-        """
+        """A value that no lane changes: a view, a constant, or a block of parameters."""
         value = self.trace.values[number]
         if value.call is not None and value.call.function in VIEWS:
             try:

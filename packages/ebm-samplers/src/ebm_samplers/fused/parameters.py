@@ -23,8 +23,7 @@ class Parameters:
 
 
 def parameters_now(trace: Trace, layout: Parameters, dtype: torch.dtype) -> Tensor:
-    """The flat parameter array of this moment: leaves as they are now, and what torch computes from
-    them.
+    """The flat parameters: leaves as they are now, and what torch computes from them.
 
     Raises:
         CannotFuse: If a leaf is gone, or has another shape or dtype than when it was traced.

@@ -19,6 +19,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -34,9 +35,7 @@ STRIDED = {aten.as_strided.default, aten.as_strided_scatter.default}
 
 
 class CannotFuse(Exception):  # noqa: N818 - a reason, not an error
-    """Why an energy has no fused kernel, in words that finish the sentence "it is not fused because
-    …".
-    """
+    """Why an energy has no fused kernel, in words that finish "it is not fused because …"."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,11 @@ def trace(energy: EnergyFunction, x: Tensor, known: Collection[Any]) -> Trace:
 
     def both(x: Tensor) -> tuple[Tensor, Tensor]:
         if type(energy).energy_and_gradient is not EnergyFunction.energy_and_gradient:
-            return energy.energy_and_gradient(x)
-        # Autograd stays outside functionalize where it can: torch.func.grad imports half of torch.compile, which takes
-        # seconds, and is needed only where forward writes into parts of tensors.
+            own: tuple[Tensor, Tensor] = energy.energy_and_gradient(x)
+            return own
+        # Autograd stays outside functionalize where it can: torch.func.grad imports half of
+        # torch.compile, which takes seconds, and is needed only where forward writes into parts
+        # of tensors.
         energies = torch.func.functionalize(energy)(x)
         (gradient,) = torch.autograd.grad(energies.sum(), x)
         return energies, gradient
@@ -138,14 +139,18 @@ def trace(energy: EnergyFunction, x: Tensor, known: Collection[Any]) -> Trace:
             gradient, energies = torch.func.grad(total, has_aux=True)(x)
             return energies, gradient
 
-        return torch.func.functionalize(aux_last)(x)
+        inside: tuple[Tensor, Tensor] = torch.func.functionalize(aux_last)(x)
+        return inside
 
     try:
         return _record(energy, x, known, both)
     except CannotFuse as error:
         if "derivative for aten::" not in str(error) and "writes in place" not in str(error):
             raise
-        return _record(energy, x, known, both_inside)
+        try:
+            return _record(energy, x, known, both_inside)
+        except CannotFuse:
+            raise error from None
 
 
 def _record(
@@ -168,16 +173,17 @@ def _record(
     return recorder.finish(energies, gradient)
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, energy: nn.Module, known: Collection[Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known = known
         self.trace = Trace()
         self.refs: dict[int, Ref] = {}  # by id; the tensors are kept alive by trace.values
         self.kept: list[Tensor] = []
         self.owners: dict[int, Leaf] = {}
         for module in energy.modules():
-            for store in (module._parameters, module._buffers):
+            stores: Any = (module._parameters, module._buffers)
+            for store in stores:
                 for key, tensor in store.items():
                     if tensor is not None:
                         self.owners[id(tensor)] = Leaf(tensor, store, key)
@@ -192,9 +198,8 @@ class _Recorder(TorchDispatchMode):
     def finish(self, energies: Any, gradient: Tensor) -> Trace:
         x = self.trace.values[0].example
         if not isinstance(energies, Tensor) or energies.shape != x.shape[:1]:
-            raise CannotFuse(
-                f"forward gave {getattr(energies, 'shape', type(energies))} for a batch of one state"
-            )
+            given = getattr(energies, "shape", type(energies))
+            raise CannotFuse(f"forward gave {given} for a batch of one state")
         for tensor in (energies, gradient):
             if tensor.dtype != x.dtype:
                 raise CannotFuse(f"the energy of {x.dtype} states is computed in {tensor.dtype}")
@@ -217,15 +222,12 @@ class _Recorder(TorchDispatchMode):
             if taken_apart is not NotImplemented:
                 return taken_apart
             if function is aten._local_scalar_dense.default:
-                raise CannotFuse(
-                    f"a number computed from the state leaves torch (.item(), if, float()){_place()}"
-                )
+                way = ".item(), if, float()"
+                raise CannotFuse(f"a number computed from the state leaves torch ({way}){_place()}")
             raise CannotFuse(f"{_name(function)} has no rule in the compiler{_place()}")
         result = function(*args, **kwargs)
         if not varies and function is aten._local_scalar_dense.default:
-            return (
-                result  # a number from a parameter: the checks at each call notice when it changes
-            )
+            return result  # a parameter's number: the checks at each call notice its changes
         fixed = all(value.fixed for value in values)
         call = Call(function, self._replaced(args), self._replaced(kwargs), _place())
         parts = result if isinstance(result, tuple | list) else (result,)
@@ -235,10 +237,9 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _in_place(self, function: Any, args: Any, kwargs: Any) -> Tensor:
-        """An operation on a temporary of the backward pass, which nothing else sees, as one that
-        makes a new tensor.
-        """
-        target, place = args[0], _place()
+        """An operation on a temporary of the backward pass, as one that makes a new tensor."""
+        target: Tensor = args[0]
+        place = _place()
         name, overload = str(function).removeprefix("aten.").split(".")
         pure = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
         made_here = id(target) in self.refs and self.trace.values[self.refs[id(target)].index].call
@@ -305,10 +306,8 @@ def _name(function: Any) -> str:
 
 
 def _place() -> str:
-    """The line of the user's code that is running, as " (file:line)"; empty in the backward
-    pass.
-    """
-    frame = sys._getframe(1)
+    """The line of the user's code that is running, as " (file:line)"; "" in the backward pass."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if module.partition(".")[0] not in _INTERNAL and module != __name__:
@@ -329,5 +328,6 @@ def _reason(error: Exception) -> str:
             and "/ebm_core/" not in line.filename
             and line.filename != __file__
         ):
-            return f"tracing failed with {type(error).__name__}: {error} ({line.filename}:{line.lineno})"
+            place = f"{line.filename}:{line.lineno}"
+            return f"tracing failed with {type(error).__name__}: {error} ({place})"
     return f"tracing failed with {type(error).__name__}: {error}"

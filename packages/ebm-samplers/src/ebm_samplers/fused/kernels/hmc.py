@@ -1,6 +1,5 @@
 # ruff: noqa: F403, F405 - the names of a generated module
-"""Hamiltonian Monte Carlo; see `ebm_samplers.hamiltonian.HamiltonianMonteCarlo` for the step in
-torch.
+"""Hamiltonian Monte Carlo; see `ebm_samplers.hamiltonian` for the step in torch.
 
 As in MALA, a fresh chain begins with a trajectory of one step of size zero that is accepted
 whatever it gives.

@@ -38,7 +38,16 @@ def chains(p, offset, state, beta, step_size, scale, lengths,  # type: ignore[no
             block = step * D >> 2
             if step >= first_step:
                 n_blocks = (stop * D + 3 >> 2) - block
-                fill_words(words, PLANE, SHIFT, first_chain + tile * L, block, n_blocks, NOISE, key)
+                fill_words(
+                    words,
+                    PLANE,
+                    SHIFT,
+                    first_chain + tile * L,
+                    block,
+                    n_blocks,
+                    np.uint64(NOISE),
+                    key,
+                )
                 fill_normals(z, words, PLANE, n_blocks * L)
             while step < stop:
                 now = step - first_step

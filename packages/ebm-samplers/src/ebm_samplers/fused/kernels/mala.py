@@ -41,7 +41,16 @@ def chains(p, offset, state, beta, step_size, scale, lengths,  # type: ignore[no
             block, accept_block = step * D >> 2, step >> 2
             if step >= first_step:
                 n_blocks = (stop * D + 3 >> 2) - block
-                fill_words(words, PLANE, SHIFT, first_chain + tile * L, block, n_blocks, NOISE, key)
+                fill_words(
+                    words,
+                    PLANE,
+                    SHIFT,
+                    first_chain + tile * L,
+                    block,
+                    n_blocks,
+                    np.uint64(NOISE),
+                    key,
+                )
                 fill_normals(z, words, PLANE, n_blocks * L)
                 n_blocks = (stop + 3 >> 2) - accept_block
                 fill_words(

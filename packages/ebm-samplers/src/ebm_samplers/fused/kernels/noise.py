@@ -16,7 +16,8 @@ from ebm_samplers.philox import _compiled, cos_sin_turn, minus_log_unit
 @_compiled
 def fill_words(words, plane, shift, chain, first_block, n_blocks, stream, key):  # type: ignore[no-untyped-def]
     """Words of blocks ``first_block``, … of the 2^shift chains from ``chain`` on."""
-    # Philox's rounds stand here in full: a call of philox_block is not always inlined, and then nothing is SIMD.
+    # Philox's rounds stand here in full: a call of philox_block is not always inlined, and then
+    # nothing is SIMD.
     low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
     s = np.uint64(shift)
     mask = (np.uint64(1) << s) - np.uint64(1)

@@ -23,7 +23,8 @@ CHUNK = 4  # steps whose noise is made at once, a multiple of 4
 PLANE = 1  # D * CHUNK / 4 * L, numbers of a plane
 NOISE, MOMENTUM, ACCEPT = 1, 2, 3  # streams
 exp: Any = None
-# statistics of a slot, each a row: energy, summed acceptance probability, wild transitions, Hamiltonian, largest |E|
+# rows of the kernel itself; of a slot's statistics: energy, summed acceptance probability, wild
+# transitions, Hamiltonian, largest beta·|E|
 BETA, POTENTIAL, CHANCE, WILD, TOTAL, SIZE, FREE = 0, 1, 2, 3, 4, 5, 6
 real: Any = np.float32
 
@@ -66,6 +67,7 @@ def record(w, row, out, tile, slot):  # type: ignore[no-untyped-def]
 
 @compiled
 def clear(w, row, n_rows):  # type: ignore[no-untyped-def]
+    """Set rows to zero."""
     for i in range(row * L, (row + n_rows) * L):
         w[i] = real(0)
 

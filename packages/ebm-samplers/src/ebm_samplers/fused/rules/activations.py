@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ebm_samplers.fused.graph import Array, Expr, Pool
+from ebm_samplers.fused.graph import Expr, Pool
+from ebm_samplers.fused.program import Array
 from ebm_samplers.fused.rules.elementwise import elementwise, formula
 from ebm_samplers.fused.rules.registry import rule
 from ebm_samplers.fused.trace import aten
@@ -92,7 +93,7 @@ def _log_sigmoid_backward(p: Pool, gradient: Expr, a: Expr, _: Expr) -> Expr:
 def _elu(p: Pool, a: Expr, *more: Expr) -> Expr:
     alpha, scale, input_scale = (*more, *(p.const(1.0),) * 3)[:3]
     negative = p("mul", alpha, p("expm1", p("mul", a, input_scale)))
-    return p("mul", scale, p("where", p("lt", p.const(0.0), a), a, negative))
+    return p("mul", scale, p("where", p("le", a, p.const(0.0)), negative, a))
 
 
 @rule(aten.elu_backward.default)
@@ -114,7 +115,7 @@ def _elu_backward(
         else:
             inner = p("mul", p("exp", p("mul", e, p.const(input_scale))), height)
         negative = p("mul", inner, p.const(input_scale))
-        return p("mul", g, p("where", p("lt", p.const(0.0), e), p.const(scale), negative))
+        return p("mul", g, p("where", p("le", e, p.const(0.0)), negative, p.const(scale)))
 
     return elementwise(low, slope, gradient, a, work=8)
 

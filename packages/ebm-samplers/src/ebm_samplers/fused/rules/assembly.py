@@ -5,10 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ebm_samplers.fused.graph import Array, Expr, Index, ravel
+from ebm_samplers.fused.graph import Expr, Index
+from ebm_samplers.fused.program import Array, listed, ravel
 from ebm_samplers.fused.rules.elementwise import broadcast
 from ebm_samplers.fused.rules.registry import RULES, rule
-from ebm_samplers.fused.rules.views import reshaped, unsqueeze
+from ebm_samplers.fused.rules.views import reshaped, slice_, unsqueeze
 from ebm_samplers.fused.trace import aten
 
 if TYPE_CHECKING:
@@ -59,12 +60,17 @@ def assembled(
                 number = ravel(place(index), shape)
                 assert isinstance(number, int)
                 cells[number] = piece.load(index)
-        varies = any(cell.varies for cell in cells)
-        return Array(shape, lambda index: cells[ravel(index, shape)], cells.__getitem__, 0, varies)  # type: ignore[index]
+        return listed(cells, shape)
     base = low.out.allocate(math.prod(shape))
     for piece, place in pieces:
-        low.out.assign(base, piece, lambda index, place=place: ravel(place(index), shape))
+        low.out.assign(base, piece, _ravelled(place, shape))
     return low.out.rows(base, shape)
+
+
+def _ravelled(
+    place: Callable[..., tuple[Index, ...]], shape: tuple[int, ...]
+) -> Callable[[tuple[Index, ...]], Index]:
+    return lambda index: ravel(place(index), shape)
 
 
 @rule(aten.cat.default)
@@ -155,8 +161,11 @@ def _select_backward(
 
 @rule(aten.constant_pad_nd.default)
 def _pad(low: "Lowering", a: Array, widths: list[int], value: float = 0.0) -> Array:
-    if any(width < 0 for width in widths):
-        raise NotImplementedError("negative padding")
+    for k in range(len(widths) // 2):  # negative widths cut off
+        axis = len(a.shape) - 1 - k
+        before_, after = (max(-width, 0) for width in widths[2 * k : 2 * k + 2])
+        a = slice_(low, a, axis, before_, a.shape[axis] - after)
+    widths = [max(width, 0) for width in widths]
     before = [0] * len(a.shape)
     shape = list(a.shape)
     for k in range(len(widths) // 2):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ebm_samplers.fused.graph import HEAVY, Array, Expr, Index, Pool
+from ebm_samplers.fused.graph import HEAVY, Expr, Index, Pool
+from ebm_samplers.fused.program import Array
 from ebm_samplers.fused.rules.registry import rule
 from ebm_samplers.fused.trace import aten
 

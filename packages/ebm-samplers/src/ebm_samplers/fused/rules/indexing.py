@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ebm_samplers.fused.graph import Array, ravel
+from ebm_samplers.fused.program import Array, Nest, Store, listed
 from ebm_samplers.fused.rules.elementwise import broadcast
 from ebm_samplers.fused.rules.registry import rule
 from ebm_samplers.fused.rules.views import reshaped
@@ -17,27 +17,15 @@ if TYPE_CHECKING:
 def _table(
     low: "Lowering", a: Array, shape: tuple[int, ...], sources: np.ndarray[Any, Any]
 ) -> Array:
-    """Elements of ``a`` (flat numbers ``sources``) in a new array; by copies, since the order is
-    arbitrary.
-    """
+    """Elements of ``a`` (flat numbers ``sources``) in a new array: copies, in any order."""
     flat = reshaped(low, a, (a.size,))
-    numbers = sources.reshape(-1).tolist()
+    cells = [flat.load((number,)) for number in sources.reshape(-1).tolist()]
     if low.out.straight:
-        return Array(
-            shape,
-            lambda index: flat.load((numbers[ravel(index, shape)],)),
-            None,
-            a.cost,
-            a.varies,
-            a.boolean,
-        )
-    if len(numbers) > 256:
+        return listed(cells, shape, a.boolean)
+    if len(cells) > 256:
         raise NotImplementedError("indexing with more than 256 indices")
-    base = low.out.allocate(len(numbers))
-    for place, number in enumerate(numbers):
-        low.out.assign(
-            base + place, Array((), lambda index, number=number: flat.load((number,)), None, 1)
-        )
+    base = low.out.allocate(len(cells))
+    low.out.nests.append(Nest((), tuple(Store(base + i, cell) for i, cell in enumerate(cells))))
     return low.out.rows(base, shape)
 
 
@@ -54,17 +42,26 @@ def _index(low: "Lowering", a: Array, indices: list[Ref | None]) -> Array:
     return _table(low, a, numbers.shape, numbers)
 
 
+def _along(low: "Lowering", a: Array, axis: int, index: Ref) -> np.ndarray[Any, Any]:
+    """The flat numbers of the elements that ``gather`` takes and ``scatter_add`` adds to."""
+    where = low.constant(index)
+    axis %= len(a.shape)
+    corner = tuple(slice(None if k == axis else n) for k, n in enumerate(where.shape))
+    return np.take_along_axis(np.arange(a.size).reshape(a.shape)[corner], where, axis)
+
+
 @rule(aten.gather.default)
 def _gather(low: "Lowering", a: Array, axis: int, index: Ref, **_: Any) -> Array:
-    where = low.constant(index)
-    full = np.arange(a.size).reshape(a.shape)[
-        tuple(
-            slice(n) if k != axis % a_ndim else slice(None)
-            for k, (n, a_ndim) in enumerate((n, len(a.shape)) for n in where.shape)
-        )
-    ]
-    numbers = np.take_along_axis(full, where, axis)
+    numbers = _along(low, a, axis, index)
     return _table(low, a, numbers.shape, numbers)
+
+
+@rule(aten.scatter_add.default)
+def _scatter_add(low: "Lowering", a: Array, axis: int, index: Ref, source: Array) -> Array:
+    numbers = _along(low, a, axis, index)
+    if source.shape != numbers.shape:
+        raise NotImplementedError("scattering a part of a tensor")
+    return _scattered(low, a, numbers, source, accumulate=True)
 
 
 @rule(aten.index_put.default, aten._unsafe_index_put.default)
@@ -73,7 +70,13 @@ def _index_put(
 ) -> Array:
     key = tuple(slice(None) if i is None else low.constant(i) for i in indices)
     numbers = np.arange(a.size).reshape(a.shape)[key]
-    source = broadcast(source, numbers.shape)
+    return _scattered(low, a, numbers, broadcast(source, numbers.shape), accumulate)
+
+
+def _scattered(
+    low: "Lowering", a: Array, numbers: np.ndarray[Any, Any], source: Array, accumulate: bool
+) -> Array:
+    """``a`` with elements (flat numbers) replaced by, or increased by, those of ``source``."""
     if not low.out.straight:
         raise NotImplementedError("scattering in an energy of this size")
     target, values = reshaped(low, a, (a.size,)), reshaped(low, source, (numbers.size,))
@@ -81,4 +84,4 @@ def _index_put(
     for place, number in enumerate(numbers.reshape(-1).tolist()):
         value = values.load((place,))
         cells[number] = low.pool("add", cells[number], value) if accumulate else value
-    return Array(a.shape, lambda index: cells[ravel(index, a.shape)], cells.__getitem__, 0, True)  # type: ignore[index]
+    return listed(cells, a.shape)

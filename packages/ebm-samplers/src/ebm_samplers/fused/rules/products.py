@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ebm_samplers.fused.graph import Array, Expr, Index
+from ebm_samplers.fused.graph import Expr, Index
+from ebm_samplers.fused.program import Array
 from ebm_samplers.fused.rules.elementwise import elementwise
 from ebm_samplers.fused.rules.registry import rule
 from ebm_samplers.fused.rules.views import reshaped

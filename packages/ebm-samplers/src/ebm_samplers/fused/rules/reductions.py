@@ -4,7 +4,8 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
-from ebm_samplers.fused.graph import Array, Expr, Index
+from ebm_samplers.fused.graph import Expr, Index
+from ebm_samplers.fused.program import Array
 from ebm_samplers.fused.rules.elementwise import elementwise
 from ebm_samplers.fused.rules.registry import RULES, Rule, rule
 from ebm_samplers.fused.rules.views import reshaped, squeeze

@@ -1,11 +1,13 @@
 """Operations that only name elements anew; they cost a kernel nothing."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ebm_samplers.fused.graph import Array, Expr, Index, ravel, unravel
+from ebm_samplers.fused.graph import Expr, Index
+from ebm_samplers.fused.program import Array, ravel, unravel
 from ebm_samplers.fused.rules.elementwise import broadcast
 from ebm_samplers.fused.rules.registry import rule
 from ebm_samplers.fused.trace import aten
@@ -64,10 +66,18 @@ def reshaped(low: "Lowering", a: Array, shape: tuple[int, ...]) -> Array:
             raise NotImplementedError("a reshaped view of a parameter")
         a = low.out.stored(Array(a.shape, a.load, None, max(a.cost, 1), a.varies, a.boolean))
         flat = a.flat
-    direct = flat or (lambda number: a.load(unravel(number, a.shape)))
+    direct = flat or _unravelled(a)
     return Array(
         shape, lambda index: direct(ravel(index, shape)), direct, a.cost, a.varies, a.boolean
     )
+
+
+def _unravelled(a: Array) -> Callable[[Index], Expr]:
+    def flat(number: Index) -> Expr:
+        assert isinstance(number, int)
+        return a.load(unravel(number, a.shape))
+
+    return flat
 
 
 @rule(aten.expand.default, view=True)
@@ -78,12 +88,14 @@ def _expand(low: "Lowering", a: Array, shape: list[int], **_: Any) -> Array:
 
 @rule(aten.unsqueeze.default, view=True)
 def unsqueeze(low: "Lowering", a: Array, axis: int) -> Array:
+    """The array with one more axis, of length 1."""
     axis %= len(a.shape) + 1
     return reshaped(low, a, (*a.shape[:axis], 1, *a.shape[axis:]))
 
 
 @rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, view=True)
 def squeeze(low: "Lowering", a: Array, axes: int | list[int] | None = None) -> Array:
+    """The array without axes of length 1 (of those given)."""
     axes = list(range(len(a.shape))) if axes is None else [axes] if isinstance(axes, int) else axes
     gone = {axis % max(len(a.shape), 1) for axis in axes}
     return reshaped(low, a, tuple(n for i, n in enumerate(a.shape) if not (i in gone and n == 1)))
@@ -139,6 +151,7 @@ def slice_(
     stop: int | None = None,
     step: int = 1,
 ) -> Array:
+    """A part of an axis."""
     axis %= len(a.shape)
     taken = range(a.shape[axis])[slice(start, stop, step)]
     shape = (*a.shape[:axis], len(taken), *a.shape[axis + 1 :])

@@ -1,0 +1,127 @@
+"""Each rule against torch, on ordinary and on awkward states, without compiling.
+
+Generated functions are plain Python: they run here on whole arrays of lanes, one lane at a time, in
+float64, with NumPy's functions in place of the compiled ones. Both forms of a program are run.
+"""
+
+import numpy as np
+import pytest
+import torch
+from scipy import special
+from torch import nn
+
+from ebm_core import as_energy
+from ebm_samplers.fused import lowering
+from ebm_samplers.fused.codegen import energy_function, offset_function
+from ebm_samplers.fused.parameters import parameters_now
+from ebm_samplers.fused.rules import RULES
+from ebm_samplers.fused.trace import CannotFuse, trace
+
+NAMES = {
+    **{name: f"np.{name}" for name in ("exp", "log", "sin", "cos", "tanh", "log1p", "expm1")},
+    **{name: f"np.{name}" for name in ("sqrt", "floor")},
+    **{name: f"np.arc{name[1:]}" for name in ("atan", "asin", "acos")},
+    "erf": "special.erf",
+    "sigmoid": "special.expit",
+    "softplus": "softplus",
+}
+f = nn.functional
+INDEX = torch.tensor([1, 0, 1])
+
+ENERGIES = {
+    "add": lambda x: torch.add(x, x.exp(), alpha=2).sum(1) + torch.add(x, 3.0, alpha=2).sum(1),
+    "sub": lambda x: torch.sub(x, x * x, alpha=3).sum(1) + torch.rsub(x, 2.0, alpha=3)[:, 1],
+    "cat": lambda x: (torch.cat([x, x.square()], 1) * torch.arange(4.0).double()).sum(1),
+    "stack": lambda x: torch.stack([x[:, 1], x[:, 0]], -1).cumsum(1).square().sum(1),
+    "powers": lambda x: (x**3).sum(1) + (x.abs() + 1).pow(-2).sum(1) + (x**17).sum(1),
+    "roots": lambda x: (x.abs() ** 1.5 + x.abs() ** 0.5 + (x.abs() + 1) ** -0.5).sum(1),
+    "real power": lambda x: (x.abs() + 0.1).pow(1.7).sum(1) + torch.pow(2.0, x).sum(1),
+    "clamp": lambda x: x.clamp(-0.5, 0.5).sum(1) + (x.clamp(min=0.1) + x.clamp(max=1)).sum(1),
+    "extrema": lambda x: torch.maximum(x[:, 0], x[:, 1]) + torch.minimum(x[:, 0], x[:, 1] ** 2),
+    "gelu": lambda x: f.gelu(x).sum(1) + f.gelu(x, approximate="tanh").sum(1),
+    "relu": lambda x: f.relu(x).sum(1) + f.leaky_relu(x, 0.2).sum(1) + f.elu(x, 0.7).sum(1),
+    "silu": lambda x: (f.silu(x) + torch.sigmoid(x) + torch.tanh(x)).sum(1),
+    "softplus": lambda x: f.softplus(x).sum(1) + f.softplus(x, 2.0, threshold=1.0).sum(1),
+    "logsigmoid": lambda x: f.logsigmoid(x).sum(1) - f.logsigmoid(-x).sum(1),
+    "functions": lambda x: (x.log1p() + x.expm1() + x.sin() * x.cos() + x.erf() + x.atan()).sum(1),
+    "logarithm": lambda x: (x.log() + x.sqrt() + (x + 1).rsqrt() + x.reciprocal()).sum(1),
+    "signs": lambda x: (x.sign() * x.square() + x.abs() + (x * x.floor()).neg()).sum(1),
+    "flip": lambda x: (x.flip(1) * x.exp()).sum(1) + (x.roll(1, 1) * MATRIX[0])[:, 1],
+    "index": lambda x: (x[:, INDEX] ** torch.tensor([1.0, 2.0, 3.0]).double()).sum(1),
+    "gather": lambda x: x.gather(1, torch.tensor([[1, 1, 0]]).expand(len(x), 3)).exp().sum(1),
+    "index select": lambda x: (x.index_select(1, INDEX) * x[:, :1]).sum(1),
+    "where": lambda x: torch.where((x > 0) & ~(x > 1) | (x == -1), x, x.exp()).sum(1),
+    "mask": lambda x: (x * (x > 0.3)).sum(1) + x.masked_fill(x < 0, 2.0).sum(1),
+    "norm": lambda x: torch.linalg.vector_norm(x, dim=1) + torch.linalg.vector_norm(x, 1, dim=1),
+    "logsumexp": lambda x: torch.logsumexp(3 * x, 1) + torch.logsumexp(-x, 1, keepdim=True)[:, 0],
+    "softmax": lambda x: torch.softmax(30 * x, 1)[:, 0] + torch.log_softmax(1e4 * x, 1)[:, 1],
+    "product": lambda x: torch.where(x.isnan(), 0.1, x.clamp(-9, 9)).prod(1),
+    "means": lambda x: x.square().mean(1) + x.exp().mean((0, 1)),
+    "matrices": lambda x: torch.einsum("bi,ij,bj->b", x, MATRIX, x) + (x @ MATRIX.T).exp().sum(1),
+    "outer": lambda x: (x[:, :, None] * x[:, None, :] @ MATRIX).flatten(1).square().sum(1),
+    "slices": lambda x: ((x[:, 1:] - x[:, :-1]) ** 2).sum(1),
+    "padding": lambda x: f.pad(x, (1, 2), value=0.5).exp().sum(1) + f.pad(x, (-1, 1)).sum(1),
+    "split": lambda x: x.split(1, 1)[0].squeeze(1) * x.unbind(1)[1] + x.chunk(2, 1)[1][:, 0].sin(),
+    "views": lambda x: (x.view(-1, 1, 2).transpose(1, 2).reshape(len(x), 2) * x.t().t()).sum(1),
+    "in place": lambda x: _written(x).square().sum(1),
+    "distribution": lambda x: torch.distributions.Normal(0.5, 2.0, validate_args=False)
+    .log_prob(x)
+    .sum(1),
+}  # fmt: skip
+ONLY_STRAIGHT = ("stack", "product", "index", "gather", "index select")
+MATRIX = torch.tensor([[1.0, 0.3], [-0.2, 2.0]], dtype=torch.float64)
+AWKWARD = (0.0, 0.5, 1.0, -1.0, 25.0, -40.0, np.inf, -np.inf, np.nan)
+
+
+def _written(x):
+    y = x.clone()
+    y[:, 0] += x[:, 1].exp()
+    return y
+
+
+def softplus(x):
+    return np.logaddexp(0, x)
+
+
+def states():
+    ordinary = torch.randn(20, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    awkward = torch.tensor([(a, b) for a in AWKWARD for b in (0.7, a, np.nan)], dtype=torch.float64)
+    return torch.cat([ordinary, 3 * ordinary, awkward])
+
+
+def interpreted(program, p, x):
+    """Energy and gradient of states, by the generated source."""
+    space = {"np": np, "special": special, "softplus": softplus, "real": np.float64, "L": 1}
+    functions = energy_function(program, NAMES) + offset_function(program, NAMES)
+    exec("compiled = entry = lambda f: f\n" + functions, space)
+    rows = []
+    with np.errstate(all="ignore"):
+        for state in x:
+            w = np.zeros(program.n_rows)
+            w[: len(state)] = state
+            space["energy_and_gradient"](w, p)
+            rows.append(w[len(state) : 2 * len(state) + 1])
+    gradient, energy = np.split(np.array(rows), [x.shape[1]], 1)
+    return energy[:, 0] + space["energy_offset"](p), gradient
+
+
+@pytest.mark.parametrize("limit", (1500, 0), ids=("straight", "looped"))
+@pytest.mark.parametrize("name", tuple(ENERGIES))
+def test_rules_agree_with_torch_everywhere(name, limit, monkeypatch):
+    monkeypatch.setattr(lowering, "STRAIGHT_LIMIT", limit)
+    energy, x = as_energy(ENERGIES[name]), states()
+    record = trace(energy, x[:1], RULES)
+    if limit == 0 and name in ONLY_STRAIGHT:
+        with pytest.raises(CannotFuse, match="of this size"):
+            lowering.lower(record)
+        return
+    program, layout = lowering.lower(record)
+    assert program.straight == (limit > 0)
+    p = parameters_now(record, layout, x.dtype).numpy()
+    have, slopes = interpreted(program, p, x.numpy())
+    # Torch one state at a time: energies of these tests may look at their whole batch.
+    wanted = [energy.energy_and_gradient(state[None]) for state in x]
+    want = torch.cat([e for e, _ in wanted]).numpy()
+    np.testing.assert_allclose(have, want, rtol=1e-9, atol=1e-9)
+    gradients = torch.cat([g for _, g in wanted]).numpy()
+    np.testing.assert_allclose(slopes, gradients, rtol=1e-9, atol=1e-9)
