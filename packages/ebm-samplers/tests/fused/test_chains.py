@@ -70,7 +70,6 @@ STEP = {
     "double well": 0.02,
     "mixture": 0.01,
     "dense gaussian": 0.01,
-    "perceptron": 0.05,
     "images": 0.05,
 }
 
@@ -78,11 +77,12 @@ STEP = {
 @pytest.mark.parametrize(
     ("name", "sampler", "n_chains"),
     (
-        *(("double well", sampler, n) for sampler in ("langevin", "mala", "hmc") for n in (1, 70)),
+        *(("double well", sampler, 70) for sampler in ("langevin", "mala", "hmc")),
+        ("double well", "langevin", 1),
         ("double well", "mala", 5),
+        ("double well", "hmc", 1),
         ("mixture", "mala", 70),
-        ("images", "mala", 70),
-        ("perceptron", "hmc", 70),
+        ("images", "langevin", 70),
         ("dense gaussian", "langevin", 70),
     ),
 )
@@ -139,28 +139,23 @@ def test_chunks_threads_and_numbers_of_chains_change_nothing(sampler, monkeypatc
     finally:
         torch.set_num_threads(1)
     assert np.array_equal(both.x, whole.x)
-    # One chain has another kernel: the same to rounding, while rounding has not grown.
-    few = fused_chain(energy, sampler, x[:1], steps[:20], lengths[:20], mass, ones[:1])
-    assert np.abs(few.draws - whole.draws[:1, :20]).max() < 1e-3
 
 
 def test_thinned_draws_and_statistics():
-    energy = as_energy(TARGETS["images"][0](torch.float32))
-    x = torch.randn(70, 3, 2, generator=torch.Generator().manual_seed(4))
-    args = ("mala", x, [0.1] * 12, [1] * 12, torch.ones(3, 2), torch.ones(70))
+    energy = DoubleWell()
+    x = torch.randn(70, 2, generator=torch.Generator().manual_seed(4))
+    args = ("mala", x, [0.1] * 12, [1] * 12, torch.ones(2), torch.ones(70))
     fine, coarse = fused_chain(energy, *args), fused_chain(energy, *args, thin=3)
     assert np.array_equal(coarse.draws, fine.draws[:, 2::3])
     assert np.allclose(coarse.acceptance, fine.acceptance.reshape(70, 4, 3).mean(2), atol=1e-6)
     assert np.array_equal(coarse.potential, fine.potential[:, 2::3])
 
 
-@pytest.mark.parametrize("sampler", ("mala", "hmc"))
-def test_states_of_no_energy_are_never_accepted(sampler):
-    """exp(-x^1.5) on x > 0: NaN beyond, which TorchEBM accepts; at the size at which fast
-    arithmetic shows."""
+def test_states_of_no_energy_are_never_accepted():
+    """exp(-x^1.5) on x > 0: NaN beyond; at a size at which fast arithmetic would show."""
     energy = as_energy(lambda x: (x**1.5).sum(1))
     x = torch.rand(10_000, 1, generator=torch.Generator().manual_seed(0)) + 0.05
-    run = fused_chain(energy, sampler, x, [0.3] * 30, [4] * 30, torch.ones(1), torch.ones(10_000))
+    run = fused_chain(energy, "hmc", x, [0.3] * 30, [4] * 30, torch.ones(1), torch.ones(10_000))
     assert (run.draws > 0).all()
     assert np.isfinite(run.potential).all()
     assert run.diverging.any()

@@ -2,7 +2,7 @@
 
 Kernels link them as they are, which halves the time to compile a kernel. Numba's cache would not
 notice changes in functions that they call, so that `ebm_samplers.philox` and they are kept as one
-generated module. Numba compiles them anew for other constants ``plane`` and ``shift``, as it should:
+generated module. Numba compiles them anew for other constants ``plane`` and ``shift``, rightly:
 without knowing these LLVM finds no SIMD code, a third of the speed.
 """
 
