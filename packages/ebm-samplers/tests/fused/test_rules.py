@@ -117,7 +117,7 @@ def test_rules_agree_with_torch_everywhere(name, limit, monkeypatch):
         return
     program, layout = lowering.lower(record)
     assert program.straight == (limit > 0)
-    p = parameters_now(record, layout, x.dtype).numpy()
+    p = parameters_now(record, layout, x.dtype)
     have, slopes = interpreted(program, p, x.numpy())
     # Torch one state at a time: energies of these tests may look at their whole batch.
     wanted = [energy.energy_and_gradient(state[None]) for state in x]

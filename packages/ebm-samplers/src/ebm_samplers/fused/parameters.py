@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_samplers.fused.trace import CannotFuse, Ref, Trace
@@ -22,7 +24,7 @@ class Parameters:
     size: int
 
 
-def parameters_now(trace: Trace, layout: Parameters, dtype: torch.dtype) -> Tensor:
+def parameters_now(trace: Trace, layout: Parameters, dtype: torch.dtype) -> NDArray[Any]:
     """The flat parameters: leaves as they are now, and what torch computes from them.
 
     Raises:
@@ -62,9 +64,11 @@ def parameters_now(trace: Trace, layout: Parameters, dtype: torch.dtype) -> Tens
             return {key: replaced(part) for key, part in tree.items()}
         return tree
 
-    out = torch.empty(max(layout.size, 1), dtype=dtype)
+    out = np.empty(max(layout.size, 1), np.float64 if dtype == torch.float64 else np.float32)
     with torch.no_grad():
         for number, first in layout.blocks:
-            tensor = now(number)
-            out[first : first + tensor.numel()] = tensor.reshape(-1)
+            tensor = now(number).detach()
+            if tensor.dtype == torch.bfloat16:  # unknown to NumPy
+                tensor = tensor.float()
+            out[first : first + tensor.numel()] = tensor.numpy().reshape(-1)
     return out
