@@ -58,6 +58,9 @@ ENERGIES = {
     "product": lambda x: torch.where(x.isnan(), 0.1, x.clamp(-9, 9)).prod(1),
     "means": lambda x: x.square().mean(1) + x.exp().mean((0, 1)),
     "matrices": lambda x: torch.einsum("bi,ij,bj->b", x, MATRIX, x) + (x @ MATRIX.T).exp().sum(1),
+    "triangular": lambda x: torch.distributions.MultivariateNormal(
+        torch.ones(2).double(), scale_tril=MATRIX.tril() + 0, validate_args=False
+    ).log_prob(x),
     "outer": lambda x: (x[:, :, None] * x[:, None, :] @ MATRIX).flatten(1).square().sum(1),
     "slices": lambda x: ((x[:, 1:] - x[:, :-1]) ** 2).sum(1),
     "padding": lambda x: f.pad(x, (1, 2), value=0.5).exp().sum(1) + f.pad(x, (-1, 1)).sum(1),
@@ -68,7 +71,7 @@ ENERGIES = {
     .log_prob(x)
     .sum(1),
 }  # fmt: skip
-ONLY_STRAIGHT = ("stack", "product", "index", "gather", "index select")
+ONLY_STRAIGHT = ("triangular", "stack", "product", "index", "gather", "index select")
 MATRIX = torch.tensor([[1.0, 0.3], [-0.2, 2.0]], dtype=torch.float64)
 AWKWARD = (0.0, 0.5, 1.0, -1.0, 25.0, -40.0, np.inf, -np.inf, np.nan)
 
