@@ -284,3 +284,11 @@ def test_densities_constant_on_cells_pass_whatever_the_face():
 def test_smooth_densities_cut_off_by_the_box_pass():
     value = log_partition(lambda x: x.sum(1), [(0, 1)], 50, max_outside_mass=None)
     assert value == pytest.approx(math.log(1 - math.exp(-1)), abs=1e-4)
+
+
+@pytest.mark.parametrize(("width", "error"), ((0.25, 0.3), (0.4, 0.01)))
+def test_what_both_grids_miss_is_not_seen(width, error):
+    """The documented limit: a mode midway between two neighbours, so between points of both."""
+    mode = Gaussian(torch.eye(2) / width**2, torch.tensor([0.5, 0.0]))
+    value = log_partition(mode, [(-10.5, 9.5)] * 2, 20, max_grid_error=0.02)
+    assert 0.2 * error < abs(value - mode.log_normalizer().item()) < 2 * error

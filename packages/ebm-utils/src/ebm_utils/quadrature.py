@@ -8,11 +8,13 @@ has decayed at the faces of the box, that a density given as normalised integrat
 grid, and that a second grid gives the model the same normaliser.
 
 The second grid is the first, moved along every axis by just less than half a cell: each point stays
-in its cell, so densities constant on the cells pass. Where the spacing is too wide for the features
-of exp(-E), the two normalisers err in opposite senses and differ by about twice the error. The
-check cannot see what both grids miss: a spike narrower than about a quarter of a cell that lies
-between the points of both, or a narrow ridge along a diagonal between them. Nor does it show where
-the energy varies between the points without weight in its normaliser.
+in its cell, so densities constant on the cells pass. Where the spacing is somewhat too wide along
+an axis, the two normalisers err in opposite senses and differ by about twice the error. The check
+cannot see an error that both grids share: that of a spike or ridge, its standard deviation below
+some 0.4 sides of a cell, midway between the points of both (in two dimensions, midway between two
+neighbours of one grid, or along a diagonal). Nor does it see where the energy varies between the
+points without weight in the normaliser. To be surer, compare the figure with that of another
+``n_points``.
 """
 
 import math
@@ -63,11 +65,11 @@ def log_partition(
             mass there would be if the density kept its value at each face for another half width of
             the box (an overestimate of decaying tails). None where the box holds the whole support.
         max_grid_error: Largest accepted difference, in nats, to log Z on a second grid, shifted by
-            half a cell along every axis: a grid too coarse for exp(-E) shows there, unless both
-            grids miss the same spike or diagonal ridge, much narrower than a cell. (The mass of
-            half the outermost cells is allowed on top, which matters only where the density has not
-            decayed.) None to leave the second grid out, at half the cost, or where exp(-E) jumps
-            within cells and the error of that is accepted.
+            half a cell along every axis. A grid too coarse for exp(-E) mostly shows there, but not
+            a spike or diagonal ridge, narrower than about 0.4 sides of a cell, that lies midway
+            between the points of both. (The mass of half the outermost cells is allowed on top,
+            which matters only where the density has not decayed.) None to leave the second grid
+            out, at half the cost, or where exp(-E) jumps within cells and that error is accepted.
         dtype: Dtype of the points; None for the energy's own.
         chunk_size: Number of points evaluated at once.
 
