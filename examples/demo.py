@@ -63,7 +63,7 @@ class Outcome:
     rhat: float
     ess: float
     seconds: float
-    history: list[float]
+    history: list[tuple[int, float]]
     samples: Tensor
     weights: dict[str, Tensor]
 
@@ -106,7 +106,7 @@ def run(recipe: Recipe, data_name: str, n_steps: int, seed: int, report) -> Outc
 
     history, seconds = [], 0.0
     stretch = n_steps // N_REPORTS
-    for _ in range(N_REPORTS):
+    for i in range(N_REPORTS):
         began = time.perf_counter()
         for _ in range(stretch):
             optimizer.zero_grad(set_to_none=True)
@@ -114,7 +114,8 @@ def run(recipe: Recipe, data_name: str, n_steps: int, seed: int, report) -> Outc
             optimizer.step()
             schedule.step()
         seconds += time.perf_counter() - began
-        history.append(exact_kl(model, data.log_density, BOX, 160))
+        kl = exact_kl(model, data.log_density, BOX, 160)
+        history.append(((i + 1) * stretch, kl))
         report.put(stretch)
 
     sampler = HamiltonianMonteCarlo(
@@ -200,20 +201,16 @@ def picture(outcomes: list[Outcome], path: str) -> None:
             title=f"{name}: exact density",
             ax=axes[0],
         )
-        histories = {}
+        curves, steps = {}, {}
         for ax, recipe in zip(axes[1:], RECIPES, strict=False):
-            rows = [o for o in outcomes if (o.data, o.objective) == (name, recipe.name)]
-            shown = rows[0]
+            o = next(o for o in outcomes if (o.data, o.objective) == (name, recipe.name))
             model = make_model()
-            model.load_state_dict(shown.weights)
-            title = f"{recipe.name}: KL {shown.kl:.3f} nats"
-            plot_landscape(
-                model, VIEW, density=True, samples=shown.samples[:400], title=title, ax=ax
-            )
-            histories[recipe.name] = shown.history
-        plot_training(histories, log=True, title="KL(data || model), nats", ax=axes[3])
-        axes[3].set_xlabel("share of the run (%)")
-        axes[3].set_xticks([0, (N_REPORTS - 1) / 2, N_REPORTS - 1], ["5", "50", "100"])
+            model.load_state_dict(o.weights)
+            title = f"{recipe.name}: KL {o.kl:.3f} nats"
+            plot_landscape(model, VIEW, density=True, samples=o.samples[:400], title=title, ax=ax)
+            curves[recipe.name] = [kl for _, kl in o.history]
+            steps[recipe.name] = [step for step, _ in o.history]
+        plot_training(curves, x=steps, log=True, title="KL(data || model), nats", ax=axes[3])
     figure.savefig(path, dpi=140)
     plt.close(figure)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ebm_core import EnergyFunction, NumericalError, ShapeError
+from ebm_samplers.acceptance import check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
-from ebm_samplers.metropolis import check_resolution
 from ebm_samplers.noise import Noise
 from ebm_samplers.states import Context, State, Statistics, per_chain
 

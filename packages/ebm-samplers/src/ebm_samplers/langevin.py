@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ebm_core.energy import EnergyLike
-from ebm_samplers.metropolis import metropolis
+from ebm_samplers.acceptance import metropolis
 from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule, Setting
 from ebm_samplers.states import Context, State, Statistics, per_chain
