@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
+from ebm_core import BaseLoss
 from ebm_energies import Gaussian
 from ebm_losses import NoiseContrastiveEstimation, PersistentContrastiveDivergence
 from ebm_models import MLPEnergy
@@ -34,22 +36,53 @@ DATA = {"eight Gaussians": EightGaussians, "two moons": TwoMoons}
 BOX = [(-10.0, 10.0)] * 2  # holds the untrained model too, nearly the base term: sd 2
 VIEW = [(-3.0, 3.0)] * 2
 N_REPORTS = 20  # a run: moves of the progress bar, points of the picture's curves
+BATCH_SIZE = 512
+LEARNING_RATE = 2e-3
+
+
+def make_model() -> MLPEnergy:
+    """Three layers of 64 and a Gaussian base term of standard deviation 2.
+
+    The first layer's weights start four times as large as usual: networks learn broad features
+    first, and would see a ring long before they saw eight modes.
+    """
+    return MLPEnergy(2, hidden=(64, 64, 64), base_scale=2.0, input_gain=4.0)
+
+
+def persistent_cd(model: MLPEnergy) -> PersistentContrastiveDivergence:
+    """Persistent contrastive divergence with adjusted chains.
+
+    It runs away with unadjusted steps: where the energy has become steep, discretised Langevin
+    dynamics leaves the model's density, the negatives misstate the gradient, and the scale of the
+    energy grows without bound. So the steps here have a Metropolis test, which keeps the model's
+    density invariant whatever the step size, and the step size follows the acceptance rate, so
+    that chains go on moving as the density sharpens. All chains of the buffer are advanced at each
+    step: none lags behind the model.
+    """
+    chains = MALA(model, step_size=0.01, target_acceptance=0.6)
+    return PersistentContrastiveDivergence(model, chains, k_steps=10, buffer_size=BATCH_SIZE)
+
+
+def noise_contrast(model: MLPEnergy) -> NoiseContrastiveEstimation:
+    """Noise-contrastive estimation against N(0, 2² I): no sampler."""
+    noise = Gaussian(torch.zeros(2), covariance=4.0 * torch.eye(2))
+    return NoiseContrastiveEstimation(model, noise)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long an objective trains; all else is shared."""
+    """An objective, and for how many steps it trains."""
 
     name: str
+    make_loss: Callable[[MLPEnergy], BaseLoss]
     n_steps: int
     n_quick: int
 
 
-PCD = Recipe("persistent CD", n_steps=1500, n_quick=300)
-NCE = Recipe("noise contrast", n_steps=2500, n_quick=500)
-RECIPES = (PCD, NCE)
-BATCH_SIZE = 512
-LEARNING_RATE = 2e-3
+RECIPES = (
+    Recipe("persistent CD", persistent_cd, n_steps=1500, n_quick=300),
+    Recipe("noise contrast", noise_contrast, n_steps=2500, n_quick=500),
+)
 
 
 @dataclass(frozen=True)
@@ -63,35 +96,9 @@ class Outcome:
     rhat: float
     ess: float
     seconds: float
-    history: list[float]
+    history: list[tuple[int, float]]
     samples: Tensor
     weights: dict[str, Tensor]
-
-
-def make_model() -> MLPEnergy:
-    """Three layers of 64 and a Gaussian base term of standard deviation 2.
-
-    The first layer's weights start four times as large as usual: networks learn broad features
-    first, and would see a ring long before they saw eight modes.
-    """
-    return MLPEnergy(2, hidden=(64, 64, 64), base_scale=2.0, input_gain=4.0)
-
-
-def make_loss(recipe: Recipe, model: MLPEnergy) -> torch.nn.Module:
-    """The objective of a recipe.
-
-    Persistent CD runs away with unadjusted steps: where the energy has become steep, discretised
-    Langevin dynamics leaves the model's density, the negatives misstate the gradient, and the scale
-    of the energy grows without bound. So the steps here have a Metropolis test, which keeps the
-    model's density invariant whatever the step size, and the step size follows the acceptance rate,
-    so that chains go on moving as the density sharpens. All chains of the buffer are advanced at
-    each step: none lags behind the model.
-    """
-    if recipe is PCD:
-        chains = MALA(model, step_size=0.01, target_acceptance=0.6)
-        return PersistentContrastiveDivergence(model, chains, k_steps=10, buffer_size=BATCH_SIZE)
-    noise = Gaussian(torch.zeros(2), covariance=4.0 * torch.eye(2))
-    return NoiseContrastiveEstimation(model, noise)
 
 
 def run(recipe: Recipe, data_name: str, n_steps: int, seed: int, report) -> Outcome:
@@ -100,13 +107,13 @@ def run(recipe: Recipe, data_name: str, n_steps: int, seed: int, report) -> Outc
     torch.manual_seed(seed)
     data = DATA[data_name](1)
     model = make_model()
-    loss_fn = make_loss(recipe, model)
+    loss_fn = recipe.make_loss(model)
     optimizer = torch.optim.Adam(loss_fn.parameters(), lr=LEARNING_RATE)
     schedule = CosineAnnealingLR(optimizer, n_steps, eta_min=1e-5)
 
     history, seconds = [], 0.0
     stretch = n_steps // N_REPORTS
-    for _ in range(N_REPORTS):
+    for i in range(N_REPORTS):
         began = time.perf_counter()
         for _ in range(stretch):
             optimizer.zero_grad(set_to_none=True)
@@ -114,7 +121,8 @@ def run(recipe: Recipe, data_name: str, n_steps: int, seed: int, report) -> Outc
             optimizer.step()
             schedule.step()
         seconds += time.perf_counter() - began
-        history.append(exact_kl(model, data.log_density, BOX, 160))
+        kl = exact_kl(model, data.log_density, BOX, 160)
+        history.append(((i + 1) * stretch, kl))
         report.put(stretch)
 
     sampler = HamiltonianMonteCarlo(
@@ -200,20 +208,16 @@ def picture(outcomes: list[Outcome], path: str) -> None:
             title=f"{name}: exact density",
             ax=axes[0],
         )
-        histories = {}
+        curves, steps = {}, {}
         for ax, recipe in zip(axes[1:], RECIPES, strict=False):
-            rows = [o for o in outcomes if (o.data, o.objective) == (name, recipe.name)]
-            shown = rows[0]
+            o = next(o for o in outcomes if (o.data, o.objective) == (name, recipe.name))
             model = make_model()
-            model.load_state_dict(shown.weights)
-            title = f"{recipe.name}: KL {shown.kl:.3f} nats"
-            plot_landscape(
-                model, VIEW, density=True, samples=shown.samples[:400], title=title, ax=ax
-            )
-            histories[recipe.name] = shown.history
-        plot_training(histories, log=True, title="KL(data || model), nats", ax=axes[3])
-        axes[3].set_xlabel("share of the run (%)")
-        axes[3].set_xticks([0, (N_REPORTS - 1) / 2, N_REPORTS - 1], ["5", "50", "100"])
+            model.load_state_dict(o.weights)
+            title = f"{recipe.name}: KL {o.kl:.3f} nats"
+            plot_landscape(model, VIEW, density=True, samples=o.samples[:400], title=title, ax=ax)
+            curves[recipe.name] = [kl for _, kl in o.history]
+            steps[recipe.name] = [step for step, _ in o.history]
+        plot_training(curves, x=steps, log=True, title="KL(data || model), nats", ax=axes[3])
     figure.savefig(path, dpi=140)
     plt.close(figure)
 

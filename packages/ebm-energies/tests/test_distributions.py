@@ -9,7 +9,7 @@ from torch import distributions as D
 from torch import nn
 
 from ebm_core import ConfigurationError, SupportError
-from ebm_energies import DistributionEnergy
+from ebm_energies import DistributionEnergy, UniformBox
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -123,6 +123,29 @@ def test_outside_the_support_the_energy_is_infinite() -> None:
         D.Categorical(torch.ones(2)), D.Gamma(torch.ones(2), torch.ones(2))
     )
     assert DistributionEnergy(mixture)(torch.tensor([-1.0, 1.0])).isinf().tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    (
+        D.Normal(0.0, 1.0),
+        D.Independent(D.Normal(torch.zeros(2), 1.0), 1),
+        D.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+        transformed(),
+    ),
+    ids=lambda d: type(d).__name__,
+)
+def test_where_all_is_allowed_the_support_is_real(distribution: D.Distribution) -> None:
+    assert DistributionEnergy(distribution).support is D.constraints.real
+
+
+def test_a_box_truncates_it() -> None:
+    normal = DistributionEnergy(D.Independent(D.Normal(torch.zeros(2), 1.0), 1))
+    box = UniformBox(-1.0, 1.0, dim=2)
+    x = torch.tensor([[0.5, 0.5], [0.0, 2.0]])
+    for truncated in (box + normal, normal + box):
+        assert truncated(x).tolist() == [normal(x)[0].item(), math.inf]
+        assert truncated.support.upper_bound == 1.0
 
 
 def test_a_flat_density_has_a_zero_gradient() -> None:

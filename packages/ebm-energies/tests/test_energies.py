@@ -251,7 +251,7 @@ def _hessian(energy: EnergyFunction, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("energy", INSTANCES, ids=name)
-@pytest.mark.parametrize("scale", (30.0, 1e3, 1e6))
+@pytest.mark.parametrize("scale", (30.0, 1e3, 1e6, 1e10, 3e19))
 def test_far_out_states_give_no_nan(energy: EnergyFunction, scale: float) -> None:
     event_shape = (3,) if energy.event_shape is None else energy.event_shape
     noise = torch.randn(200, *event_shape, generator=torch.Generator().manual_seed(0))
@@ -261,6 +261,46 @@ def test_far_out_states_give_no_nan(energy: EnergyFunction, scale: float) -> Non
     if name(energy) == "LennardJonesCluster":  # a gradient of 1e40 does not fit float32
         finite &= value < 1e25
     assert gradient[finite].isfinite().all()
+
+
+MAKERS = (
+    lambda: Gaussian(torch.zeros(2), torch.tensor(COVARIANCE)),
+    lambda: LowRankGaussian(torch.zeros(2), torch.ones(2, 1), torch.ones(2)),
+    lambda: IllConditionedGaussian(2, rotation_seed=1),
+    lambda: GaussianMixture(torch.eye(2), torch.ones(2, 2)),
+    lambda: StudentT(torch.tensor(3.0), torch.zeros(2)),
+    lambda: UniformBox(torch.full((2,), -8.0), 8.0),
+    lambda: DoubleWell(torch.tensor(2.0), dim=2),
+    lambda: Harmonic(),
+    lambda: Rastrigin(),
+    lambda: Ackley(),
+    lambda: Rosenbrock(),
+    lambda: Himmelblau(),
+    lambda: StyblinskiTang(),
+    lambda: MullerBrown(),
+    lambda: NealFunnel(2),
+    lambda: Banana(),
+    lambda: Ring(),
+    lambda: LennardJonesCluster(2, 1),
+    lambda: Phi4Lattice(2),
+    lambda: BayesianLogisticRegression(torch.eye(2), torch.tensor([0.0, 1.0])),
+    lambda: DistributionEnergy(MultivariateNormal(torch.zeros(2), torch.tensor(COVARIANCE))),
+    lambda: DistributionEnergy(Independent(Normal(torch.zeros(2), 1.0), 1)),
+)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_made_in_inference_mode_it_is_an_energy_like_others(make: object) -> None:
+    with torch.inference_mode():
+        energy = make()
+    assert not any(buffer.is_inference() for buffer in energy.buffers())
+    event_shape = energy.event_shape or (2,)
+    x = torch.tensor([[0.5, -0.25]]).reshape(1, *event_shape)
+    ordinary = make()
+    torch.testing.assert_close(energy.gradient(x), ordinary.gradient(x))
+    for buffer in energy.buffers():
+        buffer.requires_grad_()
+    energy(x).sum().backward()
 
 
 @pytest.mark.parametrize("energy", INSTANCES, ids=name)

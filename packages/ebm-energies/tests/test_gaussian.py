@@ -95,6 +95,20 @@ def test_dtype_and_numbers_follow_what_is_given() -> None:
     assert len(Gaussian(torch.zeros(2)).covariance()) == 2
 
 
+@pytest.mark.parametrize("name", ("factor", "diagonal"))
+def test_low_rank_refuses_parameters_that_it_would_not_learn(name: str) -> None:
+    arguments = {"factor": torch.ones(2, 1), "diagonal": torch.ones(2)}
+    with pytest.raises(ConfigurationError, match=f"{name} is an nn.Parameter"):
+        LowRankGaussian(torch.zeros(2), **{**arguments, name: nn.Parameter(arguments[name])})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_low_rank_is_where_its_mean_is() -> None:
+    energy = LowRankGaussian(torch.zeros(2, device="cuda"), torch.ones(2, 1), torch.ones(2))
+    assert {buffer.device.type for buffer in energy.buffers()} == {"cuda"}
+    assert energy(torch.ones(3, 2, device="cuda")).device.type == "cuda"
+
+
 NAN = math.nan
 WRONG = (
     ({"covariance": [[1.0, 2.0], [2.0, 1.0]]}, "not positive definite"),

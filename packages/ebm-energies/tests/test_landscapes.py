@@ -73,6 +73,14 @@ def test_ackley_has_a_gradient_at_its_kink() -> None:
     assert torch.equal(Ackley().gradient(x), x)
 
 
+def test_muller_brown_rises_in_every_direction() -> None:
+    angles = torch.linspace(0, 2 * math.pi, 33)
+    directions = torch.stack([angles.cos(), angles.sin()], 1)
+    axes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    for radius in (1e3, 3e19, 1e38):
+        assert (MullerBrown()(radius * torch.cat([directions, axes])) == math.inf).all()
+
+
 def test_scales() -> None:
     for energy in (Himmelblau, StyblinskiTang, MullerBrown):
         torch.testing.assert_close(energy(0.25)(X), 0.25 * energy()(X))

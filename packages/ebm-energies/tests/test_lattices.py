@@ -39,6 +39,19 @@ def test_the_free_field_is_the_gaussian_of_its_hessian(shape: int | tuple[int, .
     assert z.abs().max() < 5
 
 
+@pytest.mark.parametrize(("mass_squared", "coupling"), ((1.0, 0.0), (-1.0, 1.0)))
+@pytest.mark.parametrize("scale", (1e10, 1e19, 3e19))
+def test_large_fields_have_large_energies(
+    mass_squared: float, coupling: float, scale: float
+) -> None:
+    energy = Phi4Lattice((2,), mass_squared, coupling)
+    field = scale * torch.tensor([[1.0, 1.0], [1.0, -0.5]])
+    expected = energy.double()(field.double()).float()
+    torch.testing.assert_close(energy.float()(field), expected)
+    finite = expected.isfinite()
+    assert energy.gradient(field)[finite].isfinite().all()
+
+
 def test_symmetric_and_broken_minima() -> None:
     broken = Phi4Lattice((4, 4), mass_squared=-1.0, coupling=0.25).double()
     assert broken(broken.minima()).tolist() == pytest.approx([-16.0, -16.0])

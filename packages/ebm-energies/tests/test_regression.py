@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import optimize, stats
+from torch import nn
 
 from ebm_core import EBMError
 from ebm_energies import BayesianLogisticRegression
@@ -55,6 +56,7 @@ def test_confident_mistakes_cost_their_margin() -> None:
         ((FEATURES[:, :0], LABELS), "features has shape"),
         ((FEATURES * math.nan, LABELS), "NaN"),
         ((FEATURES, LABELS, 0.0), "prior_scale is 0"),
+        ((nn.Parameter(FEATURES), LABELS), "features is an nn.Parameter"),
     ),
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 from scipy.optimize import rosen, rosen_der
+from torch import nn
 
-from ebm_core import ConfigurationError
+from ebm_core import ConfigurationError, NumericalError
 from ebm_energies import Rosenbrock
 
 
@@ -39,6 +40,49 @@ def test_three_dimensions_against_quadrature_of_the_energy() -> None:
     torch.testing.assert_close(energy.mean(), mean, rtol=1e-7, atol=1e-8)
     covariance = (weights[:, None] * (x - mean)).mT @ (x - mean)
     torch.testing.assert_close(energy.covariance(), covariance, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize(("a", "b"), ((12.0, 1.0), (-8.0, 1.0), (4.0, 30.0), (-3.0, 5.0)))
+def test_the_mass_is_found_far_from_a(a: float, b: float) -> None:
+    """Two elements on a fine grid about their minimum, the third in closed form."""
+    first = second = torch.linspace(-25, 25, 3001, dtype=torch.float64)
+    x, y = first[:, None], second
+    log_weights = -b * (y - x.square()).square() - (a - x).square() - (a - y).square()
+    log_weights = log_weights + 2 * math.log(50 / 3000)
+    weights = log_weights.flatten().softmax(0).reshape(3001, 3001)
+    log_normalizer = log_weights.flatten().logsumexp(0) + 0.5 * math.log(math.pi / b)
+    over_x, over_y = weights.sum(1), weights.sum(0)
+    mean = torch.stack([over_x @ first, over_y @ second, over_y @ second.square()])
+    last = over_y @ second**4 + 0.5 / b
+    energy = Rosenbrock(a, b, dim=3).double()
+    torch.testing.assert_close(energy.log_normalizer(), log_normalizer, rtol=1e-10, atol=0)
+    torch.testing.assert_close(energy.mean(), mean, rtol=1e-9, atol=1e-9)
+    covariance = energy.covariance()
+    torch.testing.assert_close(covariance[2, 2], last - mean[2] ** 2, rtol=1e-8, atol=0)
+    mixed = first @ weights @ second - mean[0] * mean[1]
+    torch.testing.assert_close(covariance[0, 1], mixed, rtol=1e-8, atol=1e-9)
+
+
+def test_mass_at_the_edge_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ebm_energies.rosenbrock.FAR", 5.0)
+    with pytest.raises(NumericalError, match="of its mass"):
+        Rosenbrock(1.0, 1.0, dim=3).log_normalizer()
+
+
+@pytest.mark.parametrize("dim", (2, 4))
+@pytest.mark.parametrize("known", ("log_normalizer", "mean", "covariance"))
+def test_what_is_known_has_its_graph(dim: int, known: str) -> None:
+    values = [torch.tensor(v, dtype=torch.float64) for v in (0.7, 2.0)]
+    a, b = (nn.Parameter(value) for value in values)
+
+    def answer(a: object, b: object) -> torch.Tensor:
+        return getattr(Rosenbrock(a, b, dim=dim), known)().sum()
+
+    gradients = torch.autograd.grad(answer(a, b), (a, b), allow_unused=True)
+    for k, gradient in enumerate(gradients):
+        up, down = ([v + s * 1e-5 * (i == k) for i, v in enumerate(values)] for s in (1, -1))
+        slope = (answer(*up) - answer(*down)) / 2e-5
+        torch.testing.assert_close(gradient, slope, rtol=1e-5, atol=1e-7)
 
 
 def test_five_dimensions_against_importance_sampling() -> None:

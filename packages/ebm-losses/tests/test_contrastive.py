@@ -214,6 +214,30 @@ def test_a_sampler_that_works_in_place_cannot_spoil_data_or_buffer():
     assert torch.isfinite(loss_fn.buffer.states).all()
 
 
+@pytest.mark.parametrize("make", (ContrastiveDivergence, PersistentContrastiveDivergence))
+def test_dropout_is_off_while_the_sampler_runs_and_on_in_the_loss(make):
+    network = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    network[0].eval()  # Each submodule has a flag of its own, to be restored.
+    energy = as_energy(lambda x: network(x).squeeze(1), network)
+    seen = []
+
+    class Observing(Shift):
+        def sample_chain(self, x_init, n_steps):
+            seen.extend(part.training for part in network.modules())
+            if len(seen) > 4:
+                raise KeyboardInterrupt
+            return x_init
+
+    loss_fn = make(energy, Observing())
+    flags = [part.training for part in loss_fn.modules()]
+    assert network[1].training
+    loss_fn(torch.zeros(4, 2))
+    with pytest.raises(KeyboardInterrupt):
+        loss_fn(torch.zeros(4, 2))
+    assert not any(seen)
+    assert [part.training for part in loss_fn.modules()] == flags
+
+
 def test_inference_tensors_of_a_sampler_can_be_trained_on():
     class Inference(Shift):
         @torch.inference_mode()
@@ -250,6 +274,43 @@ def test_non_finite_chains_raise_and_leave_the_buffer_alone(n_bad):
     loss_fn(x)
 
 
+@pytest.mark.parametrize("cause", ("data", "negatives", "regulariser", "shape"))
+def test_a_loss_that_is_refused_leaves_the_chains_where_they_were(cause):
+    penalty = [0.0]
+    energy = as_energy(lambda x: x.log().sum(1))
+    sampler = Shift()
+    loss_fn = PersistentContrastiveDivergence(
+        energy,
+        sampler,
+        k_steps=1,
+        buffer_size=20,
+        initializer=torch.ones,
+        regularizers=[lambda batch: torch.tensor(penalty[0])],
+    )
+    x = torch.ones(5, 3)
+    loss_fn(x)
+    before = loss_fn.buffer.states.clone()
+    assert before.sum() == 60 + 15
+    bad = x
+    if cause == "data":
+        bad = torch.zeros(5, 3)
+    elif cause == "negatives":
+        sampler.by = -2.0
+    elif cause == "regulariser":
+        penalty[0] = torch.inf
+    else:
+        penalty[0] = [0.0, 0.0]
+    with pytest.raises(ShapeError if cause == "shape" else NumericalError):
+        loss_fn(bad)
+    assert torch.equal(loss_fn.buffer.states, before)
+    penalty[0] = 0.0
+    loss_fn(x, x)
+    assert torch.equal(loss_fn.buffer.states, before)
+    sampler.by = 1.0
+    loss_fn(x)
+    assert loss_fn.buffer.states.sum() == before.sum() + 15
+
+
 def test_a_sampler_of_the_wrong_kind_is_refused():
     for sampler in (None, Shift, lambda x, n: x, object()):
         with pytest.raises(ConfigurationError, match="sample_chain"):
@@ -264,6 +325,33 @@ def test_a_sampler_of_the_wrong_kind_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("final", "error", "given"),
+    (
+        (lambda x: (x, 0.5), ConfigurationError, "sample_chain of Returning gave a tuple"),
+        (lambda x: x.numpy(), ConfigurationError, "a ndarray"),
+        (
+            lambda x: SampleResult(final=x, trajectory=None, potential=x[:, :1], stats={}, seed=0),
+            ConfigurationError,
+            "a SampleResult.*result.final",
+        ),
+        (lambda x: None, ConfigurationError, "a NoneType"),
+        (lambda x: x.double(), ConfigurationError, r"float64.*wanted.*float32"),
+        (lambda x: x.to("meta"), ConfigurationError, r"meta.*wanted.*cpu"),
+        (lambda x: x[0], ShapeError, r"\(2,\).*wanted.*\(4, 2\)"),
+        (lambda x: x[:, :1], ShapeError, r"\(4, 1\).*wanted.*\(4, 2\)"),
+    ),
+)
+@pytest.mark.parametrize("make", (ContrastiveDivergence, PersistentContrastiveDivergence))
+def test_a_sampler_that_gives_anything_but_final_states_is_refused(make, final, error, given):
+    class Returning(Shift):
+        def sample_chain(self, x_init, n_steps):
+            return final(x_init)
+
+    with pytest.raises(error, match=given):
+        make(lambda x: x.sum(1), Returning())(torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize(
     ("x", "negatives", "error"),
     (
         (torch.zeros(2), None, ShapeError),
@@ -272,6 +360,11 @@ def test_a_sampler_of_the_wrong_kind_is_refused():
         (torch.zeros(4, 2), torch.zeros(2), ShapeError),
         (torch.zeros(4, 2), torch.zeros(4, 3), ShapeError),
         (torch.zeros(4, 2), torch.zeros(0, 2), ShapeError),
+        (torch.zeros(4, 2), [[0.0, 0.0]], ConfigurationError),
+        (torch.zeros(4, 2), (torch.zeros(4, 2),), ConfigurationError),
+        (torch.zeros(4, 2), torch.zeros(4, 2).numpy(), ConfigurationError),
+        (torch.zeros(4, 2), torch.zeros(4, 2).double(), ConfigurationError),
+        (torch.zeros(4, 2), torch.zeros(4, 2, device="meta"), ConfigurationError),
         (torch.zeros(4, 2), torch.full((4, 2), torch.nan), NumericalError),
         (torch.full((4, 2), torch.nan), None, NumericalError),
     ),
@@ -404,6 +497,27 @@ def test_regularisation_is_off_unless_asked_and_adds_up():
     assert loss_fn.metrics["energy_gap"] == -1.0
 
 
+def test_a_regulariser_may_give_a_number_of_any_kind():
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    terms = [lambda batch: 0.5, lambda batch: 2, lambda batch: torch.tensor(0.25)]
+    loss = ContrastiveDivergence(lambda x: x.sum(1), Shift(), regularizers=terms)(x, x)
+    assert loss == 2.75
+    assert loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    ((torch.zeros(2), ShapeError), (None, ConfigurationError), ("0.1", ConfigurationError)),
+)
+def test_a_regulariser_that_gives_no_number_is_refused(value, error):
+    def no_number(batch):
+        return value
+
+    loss_fn = ContrastiveDivergence(lambda x: x.sum(1), Shift(), regularizers=[no_number])
+    with pytest.raises(error, match="no_number"):
+        loss_fn(torch.zeros(2, 1))
+
+
 def test_the_magnitude_term_has_the_gradient_of_its_formula():
     energy = gaussian()
     x, negatives = torch.randn(2, 5, 2, dtype=torch.float64)
@@ -487,6 +601,34 @@ def test_a_sampler_without_state_saves_none_and_refuses_one():
     other.load_state_dict(plain.state_dict())
     with pytest.raises(ConfigurationError, match="load_state_dict"):
         plain.load_state_dict(other.state_dict())
+
+
+def test_the_state_of_another_kind_of_sampler_is_refused_and_nothing_is_loaded():
+    class Other(ReferenceLangevin):
+        """Takes the state of its parent, so that the kind alone tells them apart."""
+
+    saved = QuadraticEnergy(torch.ones(2))
+    loss_fn = PersistentContrastiveDivergence(saved, ReferenceLangevin(saved), buffer_size=8)
+    loss_fn(torch.zeros(4, 2))
+    energy = QuadraticEnergy(torch.zeros(2))
+    other = PersistentContrastiveDivergence(energy, Other(energy), buffer_size=8)
+    with pytest.raises(ConfigurationError, match=r"ReferenceLangevin.*wanted.*Other"):
+        other.load_state_dict(loss_fn.state_dict())
+    assert (energy.location == 0).all()
+    assert other.buffer.states is None
+
+
+def test_a_state_saved_before_the_first_call_takes_a_used_loss_back_to_it():
+    energy = QuadraticEnergy(torch.zeros(2))
+    loss_fn = PersistentContrastiveDivergence(energy, ReferenceLangevin(energy), buffer_size=8)
+    saved, file = copy.deepcopy(loss_fn.state_dict()), io.BytesIO()
+    torch.save(saved, file)
+    loss_fn(torch.zeros(4, 2))
+    file.seek(0)
+    loss_fn.load_state_dict(torch.load(file, weights_only=True))
+    assert loss_fn.buffer.states is None
+    loss_fn(torch.zeros(4, 2, dtype=torch.float32))
+    assert loss_fn.buffer.states.shape == (8, 2)
 
 
 def test_a_sampler_that_is_a_module_is_part_of_the_loss():

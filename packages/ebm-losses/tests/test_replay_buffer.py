@@ -106,6 +106,24 @@ def test_a_buffer_not_made_yet_saves_nothing_and_loads():
     ReplayBuffer(5).load_state_dict(ReplayBuffer(5).state_dict())
 
 
+@pytest.mark.parametrize("assign", (False, True))
+def test_the_state_of_a_buffer_not_made_yet_takes_one_back_to_that(assign):
+    buffer = made()
+    buffer.load_state_dict(ReplayBuffer(50).state_dict(), assign=assign)
+    assert buffer.states is None
+
+
+@pytest.mark.parametrize("assign", (False, True))
+def test_a_state_without_the_buffer_leaves_the_chains_alone(assign):
+    buffer = made()
+    before = buffer.states.clone()
+    result = buffer.load_state_dict({}, strict=False, assign=assign)
+    assert result.missing_keys == ["states"]
+    assert torch.equal(buffer.states, before)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        buffer.load_state_dict({}, assign=assign)
+
+
 def test_state_of_another_size_is_refused_and_not_taken():
     fresh = ReplayBuffer(20)
     with pytest.raises(RuntimeError, match="50 chains were saved, buffer_size is 20"):

@@ -40,3 +40,14 @@ def test_impossible_modules_are_refused():
         ModuleEnergy(nn.Linear(2, 3))(torch.zeros(4, 2))
     with pytest.raises(ShapeError, match=r"x\[None\]"):
         ModuleEnergy(nn.Linear(2, 1), 2)(torch.zeros(2))
+
+
+@pytest.mark.parametrize("output", (lambda x: (x, x), lambda x: {"energy": x}, lambda x: 0.5))
+def test_a_module_that_gives_no_tensor_is_refused(output):
+    class Outputs(nn.Module):
+        def forward(self, x):
+            return output(x)
+
+    name = type(output(None)).__name__
+    with pytest.raises(ShapeError, match=f"gave a {name} .*one number a state"):
+        ModuleEnergy(Outputs())(torch.zeros(4, 1))

@@ -7,7 +7,7 @@ import torch
 
 from ebm_core import ConfigurationError
 from ebm_core.testing import QuadraticEnergy
-from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics
+from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, StepSizeAdaptation
 
 
 def sampler(kind=MALA, step_size=0.01, target=0.6):
@@ -23,6 +23,39 @@ def test_reaches_the_target_from_both_sides(kind, target, step_size, beta):
     fixed = kind(adapting.energy, adapting.step_size)
     rate = fixed.sample(x, n_steps=20, seed=0, beta=beta).stats["acceptance_rate"].mean()
     assert abs(rate - target) < 0.08
+
+
+@pytest.mark.parametrize("target", (0.1, 0.5, 0.6, 0.8, 0.9))
+def test_a_factor_of_ten_takes_60_transitions_at_most(target):
+    rule = StepSizeAdaptation(target)
+    up = down = torch.tensor(1.0).double()
+    for age in range(60):
+        up, down = rule.moved(up, torch.ones(3), age), rule.moved(down, torch.zeros(3), age)
+    assert up > 10
+    assert down < 0.1
+    still = rule.moved(torch.tensor(2.0), torch.tensor([0.0, 2 * target]), age=0)
+    assert abs(still - 2) < 1e-6
+
+
+@pytest.mark.parametrize("target", (0.6, 0.9))
+@pytest.mark.parametrize("factor", (0.1, 10.0))
+def test_is_quick_in_both_directions(target, factor):
+    right = {0.6: 0.79, 0.9: 0.30}[target]  # where a long run settles
+    adapting = sampler(MALA, factor * right, target)
+    adapting.sample_chain(torch.randn(500, 5), 65)
+    assert 1 / 1.25 < adapting.step_size / right < 1.25
+
+
+def test_a_single_chain_keeps_the_target_and_its_step_steady():
+    torch.manual_seed(0)
+    adapting, steps, rates = sampler(MALA, 0.3, 0.9), [], []
+    x = adapting.sample_chain(torch.randn(1, 5), 30)
+    for _ in range(200):
+        x = adapting.sample_chain(x, 2)
+        steps.append(math.log(adapting.step_size))
+        rates.append(adapting.acceptance_rate.item())
+    assert torch.tensor(steps).std() < 0.25
+    assert abs(sum(rates) / 200 - 0.9) < 0.02
 
 
 def test_sample_adapts_in_burn_in_alone():

@@ -163,6 +163,36 @@ def test_gradients_of_a_transition():
     assert len(calls) == 3 * 6 + 1
 
 
+def test_masses_are_checked_at_construction():
+    known = QuadraticEnergy(torch.zeros(3), torch.ones(3))
+    not_definite = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+    for energy, mass, error in (
+        (double_well, torch.tensor([1.0, -1.0]), ConfigurationError),
+        (double_well, torch.zeros(2, 3), ConfigurationError),
+        (double_well, -torch.eye(2), ConfigurationError),
+        (double_well, torch.tensor([[1.0, 0.5], [0.0, 1.0]]), ConfigurationError),
+        (known, torch.ones(2), ShapeError),
+        (known, torch.ones(3, 3), ConfigurationError),
+        (QuadraticEnergy(torch.zeros(2), torch.ones(2)), not_definite, ConfigurationError),
+    ):
+        with pytest.raises(error, match="mass"):
+            HamiltonianMonteCarlo(energy, mass=mass)
+    HamiltonianMonteCarlo(double_well, mass=torch.tensor([[1.0, -0.5], [-0.5, 1.0]]))
+    HamiltonianMonteCarlo(double_well, mass=not_definite)  # a diagonal, if events are (2, 2)
+
+
+def test_nested_runs_have_their_own_mass():
+    mass = torch.tensor([[2.0, 0.5], [0.5, 1.0]])  # a matrix for events (2,), else a diagonal
+    sampler = HamiltonianMonteCarlo(lambda x: x.square().flatten(1).sum(1), mass=mass)
+
+    def other_events(result):
+        sampler.sample_chain(torch.zeros(2, 2), 1)
+
+    x = torch.zeros(2, 2, 2)
+    nested = sampler.sample(x, n_steps=5, seed=0, callback=other_events)
+    assert torch.equal(nested.final, sampler.sample(x, n_steps=5, seed=0).final)
+
+
 def test_wrong_settings_are_refused():
     for wrong in (
         {"step_size": 0},

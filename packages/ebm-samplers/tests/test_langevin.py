@@ -144,3 +144,15 @@ def test_one_gradient_a_step():
         calls.clear()
         sampler.sample_chain(torch.zeros(2, 2), 7)
         assert len(calls) == 8
+
+
+def test_the_noise_scale_can_be_set():
+    x = torch.zeros(3, 2)
+    sampler = LangevinDynamics(lambda x: x.square().sum(1), 0.1)
+    sampler.noise_scale = 0.5
+    assert sampler.noise_scale == 0.5
+    expected = LangevinDynamics(sampler.energy, 0.1, noise_scale=0.5)
+    runs = [s.sample(x, n_steps=3, seed=0).final for s in (sampler, expected)]
+    assert torch.equal(*runs)
+    with pytest.raises(ConfigurationError, match="noise_scale"):
+        sampler.noise_scale = -1.0

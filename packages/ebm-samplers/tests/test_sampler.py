@@ -4,6 +4,7 @@ import gc
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -206,26 +207,27 @@ def test_long_trajectories_are_whole():
     assert len(set(whole.trajectory.flatten().tolist())) == 600
 
 
-@pytest.mark.parametrize("keep", ("final", "moments"))
+@pytest.mark.parametrize("keep", ("final", "moments", "sample_chain"))
 def test_memory_does_not_grow_with_the_run(make, keep):
-    """Bytes of live tensors, looked at now and then from within forward."""
+    """Bytes of live storages, looked at now and then from within forward."""
     sizes, calls = [], [0]
     quadratic_form = quadratic()
 
     def energy(x):
         calls[0] += 1
         if calls[0] % 41 == 0:
-            live = (t for t in gc.get_objects() if type(t) is torch.Tensor)
-            sizes.append(sum(t.untyped_storage().nbytes() for t in live if t.device.type == "cpu"))
+            live = [t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor]
+            sizes.append(sum({s.data_ptr(): s.nbytes() for s in live}.values()))  # not views
         return quadratic_form(x)
 
     sampler = make(as_energy(energy))
-    sampler.sample(
-        torch.zeros(100, 3).double(),
-        n_steps=150 if isinstance(sampler, HamiltonianMonteCarlo) else 450,
-        seed=0,
-        keep=keep,
-    )
+    x, n_steps = torch.zeros(100, 3).double(), 450
+    if isinstance(sampler, HamiltonianMonteCarlo):
+        n_steps = 150
+    if keep == "sample_chain":
+        sampler.sample_chain(x, n_steps)
+    else:
+        sampler.sample(x, n_steps=n_steps, seed=0, keep=keep)
     assert len(sizes) >= 8
     early, late = max(sizes[: len(sizes) // 2]), max(sizes[len(sizes) // 2 :])
     assert late <= early * 1.2
@@ -279,6 +281,22 @@ def test_works_under_every_grad_mode(make):
     assert torch.equal(runs[0], runs[2])
 
 
+def test_results_can_be_used_in_autograd_whatever_the_mode(make):
+    sampler = make(quadratic())
+    with torch.inference_mode():
+        x = torch.zeros(3, 3).double()
+        beta = torch.ones(3).double()
+        results = [
+            sampler.sample(x, n_steps=2, seed=0, keep="trajectory", beta=beta),
+            sampler.sample(n_samples=3, n_steps=2, seed=0, keep="moments"),
+        ]
+        tensors = [sampler.sample_chain(x, 2)]
+    for result in results:
+        tensors += [result.final, result.potential, *result.stats.values(), result.resume["x"]]
+    tensors += [results[0].trajectory, results[1].moments.mean]
+    assert not any(tensor.is_inference() for tensor in tensors)
+
+
 def test_callbacks_come_at_draws_and_can_stop():
     counts = []
     sampler = MALA(quadratic(), 0.2)
@@ -298,7 +316,7 @@ def test_callbacks_come_at_draws_and_can_stop():
     assert torch.equal(rest.trajectory, whole.trajectory[:, 6:])
 
 
-@pytest.mark.parametrize("error", (KeyboardInterrupt(), NumericalError("a", "b", "c")))
+@pytest.mark.parametrize("error", (KeyboardInterrupt(), NumericalError("a", "b", "c"), OSError()))
 @pytest.mark.parametrize(("at", "drawn"), ((4, 0), (30, 8)))
 @pytest.mark.parametrize("keep", ("final", "trajectory", "moments"))
 def test_an_interrupted_run_loses_nothing(error, at, drawn, keep):
@@ -323,10 +341,102 @@ def test_an_interrupted_run_loses_nothing(error, at, drawn, keep):
         assert partial.trajectory.shape == (2, drawn, 3)
         joined = torch.cat([partial.trajectory, rest.trajectory], 1)
         assert torch.equal(joined, whole.trajectory)
+        assert partial.stats.keys() == whole.stats.keys()
+        for name in whole.stats.keys() - {"step_size"}:
+            joined = torch.cat([partial.stats[name], rest.stats[name]], 1)
+            assert torch.equal(joined, whole.stats[name])
+            assert partial.stats[name].dtype == whole.stats[name].dtype
     if keep == "moments" and drawn:
         merged = partial.moments.merged(rest.moments)
         torch.testing.assert_close(merged.mean, whole.moments.mean)
         torch.testing.assert_close(merged.variance, whole.moments.variance)
+
+
+def test_a_run_without_draws_has_columns_of_length_0(make):
+    sampler = make(quadratic(dtype=torch.float32))
+    expected = sampler.sample(n_samples=2, n_steps=1, seed=0, keep="trajectory")
+    calls = [0]
+
+    def forward(x, inner=sampler.energy.forward):
+        calls[0] += 1
+        if calls[0] == 2:
+            raise OSError
+        return inner(x)
+
+    sampler.energy.forward = forward
+    with pytest.raises(OSError) as caught:
+        sampler.sample(n_samples=2, n_steps=1, seed=0, keep="trajectory")
+    partial = caught.value.result
+    assert partial.trajectory.shape == (2, 0, 3)
+    assert partial.stats.keys() == expected.stats.keys()
+    for name, values in partial.stats.items():
+        assert values.dtype == expected.stats[name].dtype
+        assert name == "step_size" or values.shape == (2, 0)
+
+
+def test_a_schedule_that_fails_loses_no_step_before():
+    def schedule(step):
+        return 0.1 / (step < 10)
+
+    sampler = LangevinDynamics(quadratic(), schedule)
+    with pytest.raises(ZeroDivisionError) as caught:
+        sampler.sample(n_samples=2, n_steps=20, seed=0, keep="trajectory")
+    before = LangevinDynamics(quadratic(), 0.1).sample(
+        n_samples=2, n_steps=10, seed=0, keep="trajectory"
+    )
+    assert torch.equal(caught.value.result.trajectory, before.trajectory)
+
+
+def test_a_run_cut_short_holds_its_own_draws_alone():
+    result = MALA(quadratic(), 0.2).sample(
+        n_samples=2, n_steps=1000, seed=0, keep="trajectory", callback=lambda result: True
+    )
+    for values in (result.trajectory, result.potential, result.stats["acceptance_rate"]):
+        assert values.untyped_storage().nbytes() == values.numel() * values.element_size()
+    assert result.trajectory.shape == (2, 10, 3)
+
+
+def test_a_callback_may_use_the_sampler(make):
+    """The outer run is as if alone; the inner one has other random numbers."""
+    runs, inner = [], []
+    for uses in (False, True):
+        sampler = make(quadratic())
+        sampler.load_state_dict({"key": 5, "counter": 0, "step_size": None})
+
+        def callback(result, uses=uses, sampler=sampler):
+            if uses and not inner:
+                inner.append(sampler.sample_chain(torch.zeros(4, 3).double(), 1))
+
+        x = torch.zeros(4, 3).double()
+        runs.append(sampler.sample(x, n_steps=100, keep="trajectory", callback=callback))
+    assert torch.equal(runs[0].trajectory, runs[1].trajectory)
+    start = make(quadratic())
+    start.load_state_dict({"key": 5, "counter": 100, "step_size": None})
+    assert torch.equal(inner[0], start.sample_chain(torch.zeros(4, 3).double(), 1))
+    assert sampler.state_dict()["counter"] == 101
+
+
+def test_moments_and_rates_are_summed_in_float64():
+    """In float32 each of the many additions would round."""
+    moved = [0]
+
+    class Marching(RandomWalk):
+        def transition(self, state, context):
+            moved[0] += 1
+            x = torch.full_like(state.x, 1000.0 + moved[0] % 2)
+            rate = torch.full_like(state.energy, 0.1)
+            statistics = {"acceptance_rate": rate, "diverging": rate > 1, "n_steps": 1}
+            return type(state)(x, state.energy, state.gradient), statistics
+
+    n = 20_001
+    result = Marching(lambda x: x.square().sum(1), 0.1).sample(
+        torch.zeros(1, 1), n_steps=n, seed=0, keep="moments"
+    )
+    assert result.moments.mean.dtype == torch.float32
+    assert abs(result.moments.mean.item() - 1000.5) < 1e-4
+    assert abs(result.moments.variance.item() - 0.25 * n / (n - 1)) < 1e-6
+    assert result.stats["acceptance_rate"].dtype == torch.float32
+    assert abs(result.stats["acceptance_rate"].item() - 0.1) < 1e-8
 
 
 def test_progress_bar(capsys):
@@ -407,12 +517,29 @@ X = torch.zeros(4, 3, dtype=torch.float64)
         ({"x_init": X, "n_steps": 2, "beta": 0}, ConfigurationError, "beta"),
         ({"x_init": X, "n_steps": 2, "beta": -torch.ones(4)}, ConfigurationError, "beta"),
         ({"x_init": X, "n_steps": 2, "beta": torch.ones(3)}, ShapeError, "beta"),
+        ({"x_init": X, "n_steps": 2, "beta": [1.0, 2.0]}, ShapeError, "beta"),
+        ({"x_init": X, "n_steps": 2, "beta": [1.0, 2.0, -1.0, 1.0]}, ConfigurationError, "beta"),
+        ({"x_init": X, "n_steps": 2, "beta": [1.0, "a", 1.0, 1.0]}, ConfigurationError, "beta"),
+        ({"x_init": X, "n_steps": 2, "beta": "abcd"}, ConfigurationError, "beta"),
         ({"resume": {"x": X}, "n_steps": 2}, ConfigurationError, "resume"),
     ),
 )
 def test_wrong_arguments_are_refused(make, arguments, error, message):
     with pytest.raises(error, match=message):
         make(quadratic()).sample(**arguments)
+
+
+def test_beta_in_every_form(make):
+    values = np.array([0.1, 0.7, 1.0, 3.0])
+    values.flags.writeable = False
+    forms = (torch.from_numpy(values.copy()), values, values[::-1][::-1], values.tolist())
+    runs = [make(quadratic()).sample(X, n_steps=3, seed=0, beta=beta).final for beta in forms]
+    assert all(torch.equal(run, runs[0]) for run in runs)
+    numbers = (0.1, np.float64(0.1), np.array(0.1), torch.tensor(0.1, dtype=torch.float64))
+    for beta in numbers:
+        final = make(quadratic()).sample(X, n_steps=3, seed=0, beta=beta).final
+        whole = make(quadratic()).sample(X, n_steps=3, seed=0, beta=[0.1] * 4).final
+        torch.testing.assert_close(final, whole, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("n_steps", (0, -5, 1.5, True))
@@ -450,8 +577,36 @@ def test_energies_that_do_not_fit_are_refused(make):
         free.sample(n_samples=4, n_steps=1)
     with pytest.raises(ShapeError, match=r"x\[None\]"):
         free.sample_chain(torch.zeros(3), 1)
-    with pytest.raises(ShapeError):
+    with pytest.raises(ShapeError, match="one number a state"):
         make(lambda x: x.square()).sample_chain(torch.zeros(3, 2), 1)
+
+
+def test_a_missing_chain_axis_is_named(make):
+    weight = torch.ones(2, 1)
+    for energy, x in (
+        (lambda x: x.square().sum(-1), torch.ones(2)),
+        (lambda x: x.square().sum(1), torch.ones(2)),
+        (lambda x: (x.square() @ weight)[:, 0], torch.ones(2)),
+        (lambda x: x.square().reshape(len(x), 6).sum(1), torch.ones(2, 3)),
+    ):
+        with pytest.raises(ShapeError, match=r"x\[None\]"):
+            make(energy).sample(x, n_steps=2)
+        make(energy).sample(x[None], n_steps=2)
+
+
+def test_other_errors_of_the_energy_are_left_as_they_are(make):
+    calls = [0]
+
+    def fails_once(x):
+        calls[0] += 1
+        if calls[0] == 1:
+            raise RuntimeError("out of memory")
+        return x.square().flatten(1).sum(1)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        make(fails_once).sample(torch.ones(4, 2), n_steps=2)
+    with pytest.raises(RuntimeError, match="mat1"):
+        make(lambda x: (x @ torch.ones(5, 1))[:, 0]).sample(torch.ones(4, 2), n_steps=2)
 
 
 def test_settings_can_be_read_and_set(make):

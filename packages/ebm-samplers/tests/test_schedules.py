@@ -7,8 +7,8 @@ from ebm_samplers.schedules import Setting
 
 
 def test_numbers_and_schedules():
-    assert Setting("h", 2).values(7, 3) == [2.0, 2.0, 2.0]
-    assert Setting("h", lambda step: 1 / step).values(1, 2) == [1.0, 0.5]
+    assert Setting("h", 2).at(7) == 2.0
+    assert Setting("h", lambda step: 1 / step).at(2) == 0.5
     assert Setting("h", 0.0, zero=True).is_constant
 
 
@@ -17,4 +17,4 @@ def test_wrong_values_are_refused(value):
     with pytest.raises(ConfigurationError, match="^h is"):
         Setting("h", value)
     with pytest.raises(ConfigurationError, match=r"^h\(3\) is"):
-        Setting("h", lambda step: value if step == 3 else 1.0).values(0, 5)
+        Setting("h", lambda step: value if step == 3 else 1.0).at(3)

@@ -87,3 +87,9 @@ def test_what_cannot_be_converted_raises():
         to_arviz(SampleResult(torch.zeros(4, 2), None, torch.zeros(4, 1), {}))
     with pytest.raises(ShapeError, match="2 names"):
         to_arviz(result(), dims=["only"])
+
+
+@pytest.mark.parametrize("dims", (["chain", "b"], ["a", "draw"], ["a", "a"], ["x", "b"]))
+def test_names_of_axes_that_are_taken_raise(dims):
+    with pytest.raises(ConfigurationError, match="rename dims"):
+        to_arviz(result(), dims=dims)

@@ -167,6 +167,12 @@ class TestEveryDensity:
     def test_states_of_other_spaces_raise(self, data):
         with pytest.raises(ShapeError, match="batch, 2"):
             data.log_density(torch.zeros(4, 3))
+        with pytest.raises(ConfigurationError, match="tensor"):
+            data.log_density("here")
+
+    def test_takes_arrays(self, data):
+        x = data.sample(12, seed=0).double()
+        torch.testing.assert_close(data.log_density(x.numpy()), data.log_density(x))
 
 
 @pytest.mark.parametrize(
@@ -253,6 +259,27 @@ def test_checkerboard_fills_every_other_square():
     assert board.log_density(corner_and_neighbour).isfinite().tolist() == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "n_squares", "side"),
+    (
+        (torch.float16, 4, 2.0),
+        (torch.bfloat16, 4, 0.3),
+        (torch.float32, 100, 2.0),
+        (torch.float32, 1000, 0.7),
+        (torch.float64, 1000, 1.0),
+    ),
+)
+def test_rounding_carries_no_draw_out_of_its_square(dtype, n_squares, side):
+    board = Checkerboard(200_000, n_squares=n_squares, side=side, dtype=dtype)
+    assert board.log_density(board.data).isfinite().all()
+    assert board.log_density(board.data.double()).isfinite().all()
+
+
+def test_a_board_finer_than_its_dtype_raises():
+    with pytest.raises(ConfigurationError, match="fewer squares"):
+        Checkerboard(1, n_squares=200, dtype=torch.float16)
+
+
 def test_noiseless_spirals_lie_on_their_curves():
     roll = SwissRoll(500, noise=0.0, dtype=torch.float64).data
     t = 5 * roll.norm(dim=1)
@@ -261,6 +288,33 @@ def test_noiseless_spirals_lie_on_their_curves():
     t = 3 * arms.norm(dim=1)
     turned = (torch.atan2(arms[:, 1], arms[:, 0]) - t) / (2 * math.pi / 3)
     torch.testing.assert_close(turned, turned.round(), atol=1e-9, rtol=0)
+
+
+def test_spirals_spread_evenly_over_their_arms():
+    """The square of an angle, so of the distance from the origin, is uniform."""
+    arms = Spirals(20_000, turns=2.0, noise=0.0, dtype=torch.float64).data
+    squares = (3 * arms.norm(dim=1) / (4 * math.pi)).square()
+    assert stats.kstest(squares.numpy(), "uniform").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("rate", (0.25, -0.6))
+def test_pinwheel_unbent_is_gaussian(rate):
+    """Turned back by rate · exp(first coordinate), a vane is N((1, 0), diag(0.09, 0.0025))."""
+    data = Pinwheel(
+        20_000, n_vanes=1, radial_scale=0.3, tangential_scale=0.05, rate=rate, dtype=torch.float64
+    ).data
+    z = torch.view_as_complex(data / 2)
+    # |z| and its angle give first and second coordinate once the turn is known, which depends on
+    # the first: solve by fixed-point iteration, a contraction at these scales.
+    along = z.abs()
+    for _ in range(60):
+        unbent = z * torch.polar(torch.ones_like(along), -rate * along.exp())
+        along = unbent.real
+    first, second = (unbent.real - 1) / 0.3, unbent.imag / 0.05
+    central = (first.abs() < 2).numpy()  # where the iteration converges, away from the origin
+    law = stats.truncnorm(-2, 2)
+    assert stats.kstest(first.numpy()[central], law.cdf).pvalue > 1e-4
+    assert stats.kstest(second.numpy()[central], "norm").pvalue > 1e-4
 
 
 def test_pinwheel_vanes_are_equal_up_to_a_turn():
@@ -287,6 +341,10 @@ def test_pinwheel_vanes_are_equal_up_to_a_turn():
         lambda: SwissRoll(1, noise=-1.0),
         lambda: Pinwheel(1, rate=math.inf),
         lambda: GaussianMixture(1, centers=[[0.0]], scale=1.0),
+        lambda: GaussianMixture(1, centers=torch.zeros(0, 2), scale=1.0),
+        lambda: EightGaussians(1, weights="12345678"),
+        lambda: EightGaussians(1, weights="equal"),
+        lambda: EightGaussians(1, weights=8),
         lambda: TwoMoons(1).sample(-1),
     ),
 )

@@ -43,6 +43,19 @@ def test_results_and_draws_agree(function):
     torch.testing.assert_close(function(result_of(draws)), function(draws))
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_arrays_are_taken(function):
+    draws = autoregression(4, 50, 0.5, 3)
+    array = draws.numpy()
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    for given in (array, read_only, array[::-1], array.tolist()):
+        torch.testing.assert_close(function(given), function(draws), rtol=1e-3, atol=0)
+    for wrong in ("draws", None, array.astype(complex), np.array([["a"] * 5] * 4)):
+        with pytest.raises(EBMError, match="wanted"):
+            function(wrong)
+
+
 def test_numbers_are_arviz_stats_own():
     draws = autoregression(3, 200, 0.7, 2)
     for i in range(2):

@@ -143,7 +143,15 @@ def test_trajectories_over_a_landscape():
 
 
 @pytest.mark.parametrize(
-    ("event", "element", "flat"), (((3,), 2, 2), ((2, 3), (1, 0), 3), ((2, 3), 4, 4), ((), 0, 0))
+    ("event", "element", "flat"),
+    (
+        ((3,), 2, 2),
+        ((3,), np.int64(1), 1),
+        ((2, 3), (1, 0), 3),
+        ((2, 3), (np.int64(1), 0), 3),
+        ((2, 3), 4, 4),
+        ((), 0, 0),
+    ),
 )
 def test_traces_show_one_element_of_each_chain(event, element, flat):
     generator = torch.Generator().manual_seed(0)
@@ -153,6 +161,7 @@ def test_traces_show_one_element_of_each_chain(event, element, flat):
     for i, line in enumerate(ax.lines):
         np.testing.assert_allclose(line.get_ydata(), x[i].reshape(30, -1)[:, flat])
     assert ax.get_xlim() == (0, 29)
+    assert "int64" not in ax.get_title(loc="left")
 
 
 def test_training_curves_share_the_last_step():
@@ -173,6 +182,57 @@ def test_training_curves_are_smoothed_and_logarithmic():
     np.testing.assert_allclose(mean.get_xdata(), [2, 3, 4])
     assert ax.get_yscale() == "log"
     assert len(ax.get_legend().get_texts()) == 1
+
+
+def test_training_curves_take_their_own_abscissa():
+    curves = {"short": [3.0, 2.0], "long": [4.0, 3.0, 1.0]}
+    x = {"short": [500, 1000], "long": torch.tensor([500, 1000, 3000])}
+    ax = drawn(plot_training(curves, x=x, x_label="gradient step"))
+    assert [line.get_xdata().tolist() for line in ax.lines] == [[500, 1000], [500, 1000, 3000]]
+    assert ax.get_xlim() == (500, 3000)
+    assert ax.get_xlabel() == "gradient step"
+    (line,) = plot_training({"KL": [1.0, 0.5]}, x=[1, 4]).lines
+    assert line.get_xdata().tolist() == [1, 4]
+    drawn(plot_training({"KL": [1.0]}, x=[1e12]))
+
+
+def test_training_takes_tensors_with_gradients_and_any_name():
+    weight = torch.ones(3, requires_grad=True)
+    ax = drawn(plot_training({"_loss": weight * 2, 7: [weight.sum()], "nan": [1.0, math.nan]}))
+    assert ax.lines[0].get_ydata().tolist() == [2, 2, 2]
+    names = [text.get_text().strip() for text in ax.get_legend().get_texts()]
+    assert names == ["_loss", "7", "nan"]
+
+
+def test_titles_may_be_empty():
+    for ax in (
+        plot_landscape(energy(), BOX, n_points=5, title=""),
+        plot_traces(draws(), title=""),
+        plot_training({"loss": [1.0]}, title=""),
+    ):
+        assert not ax.get_title()
+        assert not ax.get_title(loc="left")
+
+
+def test_arrays_and_data_sets_are_taken():
+    x, data = draws(), EightGaussians(20)
+    below, above = collections(drawn(plot_samples(x.numpy(), data)), "PathCollection")
+    np.testing.assert_allclose(below.get_offsets(), data.data)
+    np.testing.assert_allclose(above.get_offsets(), x.reshape(-1, 2))
+    (dots,) = collections(plot_samples(data), "PathCollection")
+    np.testing.assert_allclose(dots.get_offsets(), data.data)
+    plot_landscape(energy(), BOX, samples=data, n_points=5)
+    plot_trajectories(x.numpy())
+    plot_traces(x.numpy())
+
+
+@pytest.mark.parametrize("spread", (0.0, 1e-3, 1.0, 1e6))
+def test_trajectories_far_from_the_origin(spread):
+    x = 1e12 + spread * draws().double()
+    ax = drawn(plot_trajectories(x))
+    low, high = ax.get_xlim()
+    assert low < x[:8, :, 0].min()
+    assert high > x[:8, :, 0].max()
 
 
 def test_samples_lie_over_the_data():
@@ -201,7 +261,26 @@ def test_samples_lie_over_the_data():
         (lambda: plot_traces(draws(), element=2), ConfigurationError),
         (lambda: plot_traces(draws(), element=(0, 0)), ConfigurationError),
         (lambda: plot_traces(torch.zeros(5)), ShapeError),
+        (lambda: plot_traces(draws(), element=True), ConfigurationError),
+        (lambda: plot_traces(draws(), element=(True,)), ConfigurationError),
+        (lambda: plot_traces(draws(), element=1.0), ConfigurationError),
+        (lambda: plot_traces(torch.zeros(5, 0, 2)), ShapeError),
+        (lambda: plot_traces("draws"), ConfigurationError),
+        (lambda: plot_trajectories(torch.zeros(5, 0, 2)), ShapeError),
+        (lambda: plot_trajectories(draws(), bounds=[(-1, 1)]), ShapeError),
+        (lambda: plot_trajectories(draws(), bounds=5), ConfigurationError),
+        (lambda: plot_samples(draws(), bounds=[(-1, 1)] * 3), ShapeError),
+        (lambda: plot_samples(draws(), bounds=[(-1, 1)]), ShapeError),
+        (lambda: plot_samples(draws(), bounds=[(1, -1)] * 2), ConfigurationError),
+        (lambda: plot_samples(draws(), "data"), ConfigurationError),
         (lambda: plot_training({}), ConfigurationError),
+        (lambda: plot_training([1, 2, 3]), ConfigurationError),
+        (lambda: plot_training({"loss": 1.0}), ConfigurationError),
+        (lambda: plot_training({"loss": ["low"]}), ConfigurationError),
+        (lambda: plot_training({"loss": [-1.0, 0.0]}, log=True), ConfigurationError),
+        (lambda: plot_training({"loss": [1.0, 2.0]}, x=[1.0]), ShapeError),
+        (lambda: plot_training({"loss": [1.0]}, x={"KL": [1.0]}), ConfigurationError),
+        (lambda: plot_training({"loss": [1.0]}, x=[math.nan]), ConfigurationError),
         (lambda: plot_training({"loss": []}), ConfigurationError),
         (lambda: plot_training({"loss": [1.0]}, window=0), ConfigurationError),
         (lambda: plot_samples(torch.full((4, 2), math.nan)), NumericalError),

@@ -121,6 +121,9 @@ def test_memory_is_bounded_by_the_chunk():
 
     log_partition(energy, [(-8, 8)] * 3, 40, chunk_size=1000)
     assert max(sizes) == 1000
+    assert sum(sizes) == 2 * 40**3  # the grid and the shifted grid
+    sizes.clear()
+    log_partition(energy, [(-8, 8)] * 3, 40, chunk_size=1000, max_grid_error=None)
     assert sum(sizes) == 40**3
 
 
@@ -202,6 +205,8 @@ def test_wrong_energies_raise(energy, error):
         {"n_points": (20, 20)},
         {"chunk_size": 0},
         {"max_outside_mass": 0.0},
+        {"max_grid_error": 0.0},
+        {"max_grid_error": "strict"},
     ),
 )
 def test_wrong_arguments_raise(arguments):
@@ -228,3 +233,62 @@ def test_a_grid_too_coarse_for_the_data_raises():
     data = EightGaussians(1, scale=0.02)
     with pytest.raises(NumericalError, match="n_points"):
         exact_kl(Gaussian(torch.eye(2)), data.log_density, [(-8, 8)] * 2, 40)
+
+
+def spiked(x):
+    """A standard normal's energy with a narrow spike of probability at (0.013, 0.013)."""
+    spike = torch.exp(-(x - 0.013).square().sum(1) / 2e-4)
+    return x.square().sum(1) / 2 - 30 * spike
+
+
+def test_a_grid_too_coarse_for_the_model_raises():
+    box, normal = [(-8, 8)] * 2, log_density_of(Gaussian(torch.eye(2)))
+    for call in (
+        lambda **options: exact_kl(spiked, normal, box, 100, **options),
+        lambda **options: log_partition(spiked, box, 100, **options),
+    ):
+        with pytest.raises(NumericalError, match="raise n_points"):
+            call()
+        call(max_grid_error=None)  # the number of the one grid, which misses the spike
+    assert exact_kl(spiked, normal, box, 100, max_grid_error=None) < 1e-12
+
+
+@pytest.mark.parametrize("ratio", (0.4, 0.5, 0.6, 0.7))
+@pytest.mark.parametrize("centre", (0.0, 0.1, 0.4))
+def test_the_difference_of_the_grids_is_twice_the_error(ratio, centre):
+    """Of a Gaussian of standard deviation `ratio` in spacings, anywhere in its cell."""
+    energy = Gaussian(torch.tensor([[ratio**-2]]), centre)
+    exact, arguments = energy.log_normalizer().item(), ([(-10, 10)], 20)
+    error = abs(log_partition(energy, *arguments, max_grid_error=None) - exact)
+    log_partition(energy, *arguments, max_grid_error=2.2 * error + 1e-9)
+    if error > 1e-4:
+        with pytest.raises(NumericalError, match="shifted"):
+            log_partition(energy, *arguments, max_grid_error=1.8 * error)
+
+
+def test_densities_constant_on_cells_pass_whatever_the_face():
+    """A staircase, a checkerboard, on grids as coarse as their steps."""
+    heights = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0])
+    steps = log_partition(
+        lambda x: -heights[x[:, 0].long()].log(), [(0, 5)], 5, max_outside_mass=None
+    )
+    assert steps == pytest.approx(math.log(14))
+    board = Checkerboard(1)
+    for dtype in (torch.float32, torch.float64):
+        value = log_partition(
+            lambda x: -board.log_density(x), board.bounds, 4, max_outside_mass=None, dtype=dtype
+        )
+        assert value == pytest.approx(0, abs=1e-6)
+
+
+def test_smooth_densities_cut_off_by_the_box_pass():
+    value = log_partition(lambda x: x.sum(1), [(0, 1)], 50, max_outside_mass=None)
+    assert value == pytest.approx(math.log(1 - math.exp(-1)), abs=1e-4)
+
+
+@pytest.mark.parametrize(("width", "error"), ((0.25, 0.3), (0.4, 0.01)))
+def test_what_both_grids_miss_is_not_seen(width, error):
+    """The documented limit: a mode midway between two neighbours, so between points of both."""
+    mode = Gaussian(torch.eye(2) / width**2, torch.tensor([0.5, 0.0]))
+    value = log_partition(mode, [(-10.5, 9.5)] * 2, 20, max_grid_error=0.02)
+    assert 0.2 * error < abs(value - mode.log_normalizer().item()) < 2 * error

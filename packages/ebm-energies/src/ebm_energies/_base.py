@@ -23,11 +23,19 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def hold(module: nn.Module, name: str, value: Tensor, dtype: torch.dtype | None = None) -> None:
-    """Register a tensor: a parameter as it is, anything else as a buffer, copied, of ``dtype``."""
+    """Register a tensor: a parameter as it is, anything else as a buffer, copied, of ``dtype``.
+
+    The copy is an ordinary tensor also under ``torch.inference_mode()``, so that an energy made
+    there can be differentiated elsewhere.
+    """
     if isinstance(value, nn.Parameter):
         module.register_parameter(name, value)
-    else:
-        module.register_buffer(name, value.detach().to(dtype=dtype or value.dtype, copy=True))
+        return
+    with torch.inference_mode(False):
+        copy = value.detach().to(
+            dtype=dtype or value.dtype, copy=True, memory_format=torch.contiguous_format
+        )
+    module.register_buffer(name, copy)
 
 
 def hold_number(
@@ -64,6 +72,25 @@ def double_tensor(name: str, value: Any, shape: tuple[int | None, ...] | None = 
         with contextlib.suppress(TypeError, ValueError, RuntimeError):
             value = torch.as_tensor(value, dtype=torch.float64)
     return check_tensor(name, value, shape).detach().to(torch.float64)
+
+
+def refuse_parameters(remedy: str, **values: Any) -> None:
+    """Refuse parameters where an energy keeps only what it computes from them at construction.
+
+    Args:
+        remedy: How to learn them instead.
+        **values: The arguments, by name.
+
+    Raises:
+        ConfigurationError: If one is an ``nn.Parameter``.
+    """
+    for name, value in values.items():
+        if isinstance(value, nn.Parameter):
+            raise ConfigurationError(
+                f"{name} is an nn.Parameter, but is transformed once, when the energy is made",
+                f"{name} as a plain tensor",
+                remedy,
+            )
 
 
 def draw_options(energy: nn.Module, n: int, seed: int | None) -> dict[str, Any]:

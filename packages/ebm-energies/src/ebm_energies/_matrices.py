@@ -9,10 +9,10 @@ matrix throughout.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebm_core import ConfigurationError, ShapeError
-from ebm_energies._base import double_tensor
+from ebm_energies._base import double_tensor, refuse_parameters
 
 
 def cholesky_factor(name: str, matrix: Tensor, eps: float) -> Tensor:
@@ -73,12 +73,10 @@ def whitening_matrix(name: str, value: Any, kind: str, dim: int) -> Tensor:
         ConfigurationError: If it is a parameter, not finite, not symmetric, not positive definite
             or not triangular.
     """
-    if isinstance(value, nn.Parameter):
-        raise ConfigurationError(
-            f"{name} is an nn.Parameter, but it is factored once, when the energy is made",
-            f"{name} as a plain tensor",
-            "to learn the shape, set energy.whitening = nn.Parameter(energy.whitening) afterwards",
-        )
+    refuse_parameters(
+        "to learn the shape, set energy.whitening = nn.Parameter(energy.whitening) afterwards",
+        **{name: value},
+    )
     matrix = double_tensor(name, value)
     eps = torch.finfo(value.dtype if _is_floating(value) else torch.get_default_dtype()).eps
     if matrix.shape == (dim,):

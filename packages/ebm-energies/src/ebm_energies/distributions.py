@@ -17,7 +17,7 @@ from torch.distributions.transforms import _InverseTransform
 
 from ebm_core import ConfigurationError, EnergyFunction, SupportError, draw_key, state_options
 from ebm_core.validation import check_integer
-from ebm_energies._base import available_if
+from ebm_energies._base import available_if, hold
 
 
 class DistributionEnergy(EnergyFunction):
@@ -75,8 +75,9 @@ class DistributionEnergy(EnergyFunction):
 
     @property
     def support(self) -> Constraint:  # type: ignore[override]
-        """The distribution's support, on its tensors' present device."""
-        return _support(self.distribution)
+        """The distribution's support, on its tensors' present device; ``real`` if it is all."""
+        support = _support(self.distribution)
+        return constraints.real if _is_everything(support) else support
 
     def forward(self, x: Tensor) -> Tensor:
         """-log p(x), infinite outside the support: ``(..., *event) -> (...)``."""
@@ -148,9 +149,7 @@ class _Mirror(nn.Module):
             if name == "_inv" and not isinstance(source, _InverseTransform):
                 continue  # the cached inverse, made anew when asked for
             if isinstance(value, Tensor):
-                self.register_buffer(
-                    name, value.detach().clone(memory_format=torch.contiguous_format)
-                )
+                hold(self, name, value.detach())
             elif isinstance(value, Distribution | Transform):
                 self.add_module(name, _Mirror(value))
             elif isinstance(value, list) and value and all(isinstance(v, Transform) for v in value):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ebm_core import ConfigurationError, EnergyFunction, make_generator
 from ebm_core.validation import check_integer, check_number, check_tensor
-from ebm_energies._base import common_dtype, double_tensor, draw_options, hold
+from ebm_energies._base import common_dtype, double_tensor, draw_options, hold, refuse_parameters
 from ebm_energies._matrices import (
     covariance_matrix,
     log_abs_det,
@@ -139,6 +139,7 @@ class IllConditionedGaussian(Gaussian):
         exponent = math.log10(check_number("condition_number", condition_number, at_least=1))
         zeros = torch.zeros(dim, dtype=torch.float64)
         super().__init__(zeros, torch.logspace(-exponent, 0, dim, dtype=torch.float64))
+        whitening = self.whitening
         if rotation_seed is not None:
             normals = torch.randn(
                 dim, dim, dtype=torch.float64, generator=make_generator(rotation_seed)
@@ -146,8 +147,9 @@ class IllConditionedGaussian(Gaussian):
             rotation, upper = torch.linalg.qr(normals)
             # With the signs of R's diagonal fixed, Q is Haar distributed (Mezzadri, Notices AMS 54,
             # 2007).
-            self.whitening = self.whitening[:, None] * (rotation * upper.diagonal().sign()).mT
-        self.to(torch.get_default_dtype())
+            whitening = whitening[:, None] * (rotation * upper.diagonal().sign()).mT
+        hold(self, "location", zeros, torch.get_default_dtype())
+        hold(self, "whitening", whitening, torch.get_default_dtype())
 
 
 class LowRankGaussian(EnergyFunction):
@@ -169,7 +171,8 @@ class LowRankGaussian(EnergyFunction):
         diagonal: D, ``(d,)``, positive variances.
 
     Raises:
-        ConfigurationError: If an element is not finite, or one of ``diagonal`` is not positive.
+        ConfigurationError: If an element is not finite, one of ``diagonal`` is not positive, or
+            ``factor`` or ``diagonal`` is a parameter.
         ShapeError: If the shapes do not fit.
 
     Example:
@@ -188,10 +191,15 @@ class LowRankGaussian(EnergyFunction):
         super().__init__()
         location = check_tensor("mean", mean, (None,))
         dim = len(location)
-        columns = double_tensor("factor", factor, (dim, None))
-        inverse_std = whitening_matrix(
-            "diagonal", double_tensor("diagonal", diagonal, (dim,)), "covariance", dim
+        refuse_parameters(
+            "to learn the shape, make energy.inverse_std, directions and stretch parameters"
+            " afterwards",
+            factor=factor,
+            diagonal=diagonal,
         )
+        columns = double_tensor("factor", factor, (dim, None)).to(location.device)
+        variances = double_tensor("diagonal", diagonal, (dim,)).to(location.device)
+        inverse_std = whitening_matrix("diagonal", variances, "covariance", dim)
         directions, singular, _ = torch.linalg.svd(
             inverse_std[:, None] * columns, full_matrices=False
         )

@@ -195,7 +195,11 @@ class MullerBrown(EnergyFunction):
         total = torch.zeros_like(x[..., 0])
         for height, a, b, c, x0, y0 in self.terms:
             u, v = x[..., 0] - x0, x[..., 1] - y0
-            total = total + height * (a * u * u + b * u * v + c * v * v).exp()
+            # With the square completed, both terms have one sign: they overflow to ±infinity, not
+            # to NaN.
+            sheared = u + (0.5 * b / a) * v
+            exponent = a * sheared.square() + (c - 0.25 * b * b / a) * v.square()
+            total = total + height * exponent.exp()
         return self.scale * total
 
     def minima(self) -> Tensor:

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebm_core import ConfigurationError, EnergyFunction, ShapeError
 from ebm_core.validation import check_tensor
-from ebm_energies._base import common_dtype, double_tensor, draw_options, hold
+from ebm_energies._base import common_dtype, double_tensor, draw_options, hold, refuse_parameters
 from ebm_energies._matrices import cholesky_factor, inverse_lower
 from ebm_energies.gaussian import LOG_TWO_PI
 
@@ -53,13 +53,11 @@ class GaussianMixture(EnergyFunction):
             covariances = torch.ones(n_components, dim, dtype=dtype)
         if weights is None:
             weights = torch.full((n_components,), 1.0 / n_components, dtype=torch.float64)
-        for name, value in (("covariances", covariances), ("weights", weights)):
-            if isinstance(value, nn.Parameter):
-                raise ConfigurationError(
-                    f"{name} is an nn.Parameter, but is transformed once, when the energy is made",
-                    f"{name} as a plain tensor",
-                    "learn the means here, or write the mixture with ebm_core.MixtureEnergy",
-                )
+        refuse_parameters(
+            "learn the means here, or write the mixture with ebm_core.MixtureEnergy",
+            covariances=covariances,
+            weights=weights,
+        )
         hold(self, "means", centres, dtype)
         whitening = _whitening(covariances, n_components, dim)
         hold(self, "whitening", whitening.to(centres.device), dtype)

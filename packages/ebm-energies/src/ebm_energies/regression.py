@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ebm_core import ConfigurationError, EnergyFunction, NumericalError, ShapeError, state_options
 from ebm_core.validation import check_tensor
-from ebm_energies._base import common_dtype, double_tensor, hold, hold_number
+from ebm_energies._base import common_dtype, double_tensor, hold, hold_number, refuse_parameters
 
 
 class BayesianLogisticRegression(EnergyFunction):
@@ -27,7 +27,8 @@ class BayesianLogisticRegression(EnergyFunction):
         prior_scale: s > 0, the standard deviation of the Gaussian prior of each coefficient.
 
     Raises:
-        ConfigurationError: If a label is neither 0 nor 1, or a number is not finite.
+        ConfigurationError: If a label is neither 0 nor 1, a number is not finite, or
+            ``features`` or ``labels`` is a parameter.
         ShapeError: If the shapes do not fit.
 
     Example:
@@ -42,6 +43,11 @@ class BayesianLogisticRegression(EnergyFunction):
 
     def __init__(self, features: Any, labels: Any, prior_scale: Any = 1.0) -> None:
         super().__init__()
+        refuse_parameters(
+            "to learn them, write the energy as a module and pass it to ebm_core.as_energy",
+            features=features,
+            labels=labels,
+        )
         matrix = double_tensor("features", features, (None, None))
         if 0 in matrix.shape:
             raise ShapeError(

@@ -1,5 +1,7 @@
 """Checks of data and negatives that several objectives share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,35 @@ def check_floating(x: Tensor, user: str) -> None:
             "floating data",
             "convert them with x.float()",
         )
+
+
+def check_states_like(
+    value: Any, like: Tensor, n: int | None = None, *, origin: str, remedy: str
+) -> Tensor:
+    """States of the event shape, dtype and device of ``like``.
+
+    Args:
+        value: What was given for them.
+        like: States, ``(batch, *event)``.
+        n: The number of states wanted; None for any, at least one.
+        origin: Where they come from, for the message.
+        remedy: What to do about anything else.
+
+    Raises:
+        ShapeError: If ``value`` is a tensor of another shape.
+        ConfigurationError: If it is no tensor, or one of another dtype or device.
+    """
+    sizes = ", ".join(map(str, ("n" if n is None else n, *like.shape[1:])))
+    wanted = f"a tensor ({sizes}), {like.dtype}, {like.device}"
+    if not isinstance(value, Tensor):
+        raise ConfigurationError(f"{origin} gave a {type(value).__name__}", wanted, remedy)
+    given = f"{origin} gave a tensor {tuple(value.shape)}, {value.dtype}, {value.device}"
+    fits = value.ndim == like.ndim and value.shape[1:] == like.shape[1:]
+    if not fits or len(value) == 0 or n not in (None, len(value)):
+        raise ShapeError(given, wanted, remedy)
+    if value.dtype != like.dtype or value.device != like.device:
+        raise ConfigurationError(given, wanted, remedy)
+    return value
 
 
 def check_finite_states(states: Tensor, *, origin: str, remedy: str) -> Tensor:

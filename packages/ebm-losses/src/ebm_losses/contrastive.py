@@ -14,15 +14,23 @@ negatives as constants; the value itself is no likelihood and need not fall.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ebm_core import BaseLoss, ConfigurationError, EnergyLike, Sampler, ShapeError
+from ebm_core import (
+    BaseLoss,
+    ConfigurationError,
+    EnergyLike,
+    Sampler,
+    ShapeError,
+    evaluation_mode,
+)
 from ebm_core.energy import check_energies
 from ebm_core.validation import check_integer
-from ebm_losses._checks import check_batch, check_finite_states
+from ebm_losses._checks import check_batch, check_finite_states, check_states_like
 from ebm_losses.regularization import ContrastiveBatch, Regularizer
 from ebm_losses.replay_buffer import Initializer, ReplayBuffer, initializer_on
 
@@ -72,17 +80,23 @@ class ContrastiveObjective(BaseLoss):
     def advance(self, start: Tensor) -> Tensor:
         """Advance chains ``(n, *event)`` by ``k_steps`` transitions of the sampler.
 
+        The energy is in eval mode meanwhile: the sampler sees one energy, without dropout.
+
         Raises:
             ShapeError: If the sampler gave states of another shape.
+            ConfigurationError: If it gave no tensor, or one of another dtype or device.
             NumericalError: If it gave states that are not finite.
         """
-        final = self.sampler.sample_chain(start, self.k_steps)
-        if final.shape != start.shape:
-            raise ShapeError(
-                f"sample_chain gave states {tuple(final.shape)} for starts {tuple(start.shape)}",
-                "final states, one for each start",
-                "return the last states of the chains alone",
-            )
+        with evaluation_mode(self.energy):
+            final: Any = self.sampler.sample_chain(start, self.k_steps)
+        final = check_states_like(
+            final,
+            start,
+            len(start),
+            origin=f"sample_chain of {type(self.sampler).__name__}",
+            remedy="return the last states of the chains alone, one for each start (result.final "
+            "of a result object), on their device and of their dtype",
+        )
         # What was made under inference_mode cannot take part in the backward pass.
         final = final.clone() if final.is_inference() else final.detach()
         return check_finite_states(
@@ -102,7 +116,10 @@ class ContrastiveObjective(BaseLoss):
             negatives: Samples of the model, ``(n, *event)``; None to draw them.
 
         Raises:
-            ShapeError: If data or negatives are no batch of the energy's states.
+            ShapeError: If data or negatives are no batch of the energy's states, or a regulariser
+                gave no scalar.
+            ConfigurationError: If negatives are no tensor, or one of another dtype or device than
+                the data, or a regulariser gave no number.
             NumericalError: If negatives are not finite.
         """
         n_data = check_batch(self.energy, x)
@@ -120,7 +137,7 @@ class ContrastiveObjective(BaseLoss):
         }
         if self.regularizers:
             batch = ContrastiveBatch(self.energy, x, negatives, data_energy, negative_energy)
-            penalty = torch.stack([term(batch) for term in self.regularizers]).sum()
+            penalty = torch.stack([_penalty(term, batch) for term in self.regularizers]).sum()
             loss = loss + penalty
             metrics["regularization"] = penalty
         rate = getattr(self.sampler, "acceptance_rate", None)
@@ -129,25 +146,29 @@ class ContrastiveObjective(BaseLoss):
         return loss, metrics
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The sampler's state, as part of ``state_dict``."""
+        """The sampler's state and the name of its class, as part of ``state_dict``."""
         method = _state_method(self.sampler, "state_dict")
-        return {} if method is None else {"sampler": method()}
+        if method is None:
+            return {}
+        return {"sampler": method(), "sampler_class": type(self.sampler).__name__}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore the sampler's state.
 
         Raises:
-            ConfigurationError: If a state was saved and this sampler cannot take one.
+            ConfigurationError: If the state of a sampler of another class was saved, or this one
+                cannot take any. Nothing of the objective has been loaded then.
         """
         if "sampler" not in state:
             return
+        name, saved_name = type(self.sampler).__name__, state.get("sampler_class")
         method = _state_method(self.sampler, "load_state_dict")
-        if method is None:
+        if method is None or name != saved_name:
             raise ConfigurationError(
-                f"a sampler's saved state; {type(self.sampler).__name__} has no load_state_dict",
-                "a sampler of the kind that was saved",
-                "make the objective with that sampler, or remove '_extra_state' from the saved "
-                "state and load it with strict=False",
+                f"the saved state is that of a sampler of the class {saved_name}",
+                f"one of {name}" if method else f"none, as {name} has no load_state_dict",
+                "make the objective with the sampler that was saved, or remove '_extra_state' from "
+                "the saved state and load it with strict=False",
             )
         method(state["sampler"])
 
@@ -180,11 +201,12 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
     """PCD: chains go on from where the last calls left them (Tieleman 2008, ICML).
 
     Each call draws ``min(batch, buffer_size)`` chains (or ``n_negatives``) from the `ReplayBuffer`,
-    advances them by ``k_steps`` transitions and writes each back to its slot. A call with given
-    negatives leaves the buffer alone. ``state_dict`` holds the buffer and the sampler's state, so
-    that a restored run, with torch's random state, goes on as if it had not been cut.
+    advances them by ``k_steps`` transitions and writes each back to its slot. ``state_dict`` holds
+    the buffer and the sampler's state, so that a restored run, with torch's random state, goes on
+    as if it had not been cut.
 
-    Every call advances the chains, also one that only evaluates the loss.
+    Every call advances the chains, also one that only evaluates the loss; but a call with given
+    negatives, or one that raises, leaves them where they were.
 
     Args:
         energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
@@ -229,6 +251,7 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
             initializer=initializer_on(self.energy.support) if initializer is None else initializer,
         )
         self.n_negatives = n_negatives
+        self._drawn_slots: Tensor | None = None
         if (
             n_negatives is not None
             and check_integer("n_negatives", n_negatives, at_least=1) > buffer_size
@@ -239,12 +262,21 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
                 "use a larger buffer_size or fewer n_negatives",
             )
 
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss on a batch of data; see `BaseLoss.forward` and `compute`."""
+        self._drawn_slots = None
+        loss = super().forward(x, *args, **kwargs)
+        # Only now are the loss, and so the energies of the chains, known to be finite.
+        if self._drawn_slots is not None and self.negatives is not None:
+            self.buffer.write(self._drawn_slots, self.negatives)
+        return loss
+
     def draw_negatives(self, x: Tensor) -> Tensor:
-        """Chains of the buffer, ``k_steps`` transitions on, and back in their slots."""
+        """Chains of the buffer, ``k_steps`` transitions on; the call puts them back at its end."""
         self.buffer.prepare(x.shape[1:], device=x.device, dtype=x.dtype)
         slots, chains = self.buffer.draw(self.n_negatives or min(len(x), self.buffer.size))
         negatives = self.advance(chains)
-        self.buffer.write(slots, negatives)
+        self._drawn_slots = slots
         return negatives
 
 
@@ -271,16 +303,37 @@ def _check_regularizers(regularizers: Any) -> tuple[Regularizer, ...]:
     return terms
 
 
-def _check_negatives(negatives: Tensor, x: Tensor) -> Tensor:
-    if negatives.ndim != x.ndim or negatives.shape[1:] != x.shape[1:] or len(negatives) == 0:
-        raise ShapeError(
-            f"negatives have shape {tuple(negatives.shape)} for data of shape {tuple(x.shape)}",
-            "(n, *event) with the event shape of the data and n at least 1",
-            "pass negatives of the data's event shape",
-        )
-    return check_finite_states(
-        negatives, origin="given by the caller", remedy="check where the negatives come from"
+def _check_negatives(negatives: Any, x: Tensor) -> Tensor:
+    states = check_states_like(
+        negatives,
+        x,
+        origin="for negatives the caller",
+        remedy="pass at least one negative, of the data's event shape, dtype and device",
     )
+    return check_finite_states(
+        states, origin="given by the caller", remedy="check where the negatives come from"
+    )
+
+
+def _penalty(term: Regularizer, batch: ContrastiveBatch) -> Tensor:
+    """The value of a regulariser as a scalar of the energies' dtype and device."""
+    value: Any = term(batch)
+    name = getattr(term, "__name__", type(term).__name__)
+    if not isinstance(value, Tensor | Real):
+        raise ConfigurationError(
+            f"the regulariser {name} gave a {type(value).__name__}",
+            "a scalar tensor or a number",
+            "return the term's value, its weight included",
+        )
+    energies = batch.data_energy
+    penalty = torch.as_tensor(value, dtype=energies.dtype, device=energies.device)
+    if penalty.ndim != 0:
+        raise ShapeError(
+            f"the regulariser {name} gave shape {tuple(penalty.shape)}",
+            "a scalar, shape ()",
+            "reduce it with .mean()",
+        )
+    return penalty
 
 
 def _state_method(sampler: Any, name: str) -> Callable[..., Any] | None:

@@ -1,7 +1,7 @@
 """Terms that can be added to a contrastive objective. None is added unless it is asked for.
 
 A term is any callable that takes a `ContrastiveBatch` (what the objective has at hand: states and
-their energies) and gives a scalar, its weight included. Terms add up:
+their energies) and gives a scalar tensor or a number, its weight included. Terms add up:
 ``regularizers=[EnergyMagnitude(0.01), my_term]``.
 """
 
@@ -33,7 +33,7 @@ class ContrastiveBatch:
     negative_energy: Tensor
 
 
-Regularizer = Callable[[ContrastiveBatch], Tensor]
+Regularizer = Callable[[ContrastiveBatch], Tensor | float]
 """A term of a contrastive objective: a scalar, to be minimised with it."""
 
 

@@ -7,7 +7,8 @@ anew unless ``reinit_probability`` says so.
 
 The buffer is made when the first data arrive, in their shape, dtype and on their device, and is an
 ordinary module buffer from then on: moved by ``.to()``, saved in ``state_dict``, and restored also
-into a buffer that has not been made yet.
+into a buffer that has not been made yet. The state of a buffer that had not been made takes one
+that has back to that.
 """
 
 from collections.abc import Sequence
@@ -187,6 +188,9 @@ class ReplayBuffer(nn.Module):
                 )
                 return
             self.states = torch.empty_like(saved)
+        elif saved is None and "version" in local_metadata:
+            # The buffer was saved, without chains; a state that knows of no buffer has no version.
+            self.states = None
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

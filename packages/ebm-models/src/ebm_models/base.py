@@ -7,6 +7,7 @@ N(0, s² I), and grows at most linearly for the usual activations.
 """
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,18 +81,26 @@ class BaseModel(EnergyFunction):
             ShapeError: If ``x`` is not one batch of states, or the network does not give one number
                 a state.
         """
-        n_states = self.batch_size(x)
-        energy = self.network_energy(x)
-        if energy.shape not in ((n_states,), (n_states, 1)):
-            raise ShapeError(
-                f"the network gave {tuple(energy.shape)} for states {tuple(x.shape)}",
-                "one number a state, (batch,) or (batch, 1)",
-                "end the network in a layer with one output, or sum over the other axes",
-            )
+        self.batch_size(x)
+        energy = _check_output(self.network_energy(x), x)
         energy = energy.squeeze(1) if energy.ndim == 2 else energy
         if self.base_scale is None:
             return energy
         return energy + _squared_norm(x.to(energy.dtype)) / (2 * self.base_scale.square())
+
+
+def _check_output(output: Any, x: Tensor) -> Tensor:
+    is_tensor = isinstance(output, Tensor)
+    if not is_tensor or output.shape not in ((len(x),), (len(x), 1)):
+        given = tuple(output.shape) if is_tensor else f"a {type(output).__name__}"
+        raise ShapeError(
+            f"the network gave {given} for states {tuple(x.shape)}",
+            "a tensor of one number a state, (batch,) or (batch, 1)",
+            "end the network in a layer with one output, sum over the other axes, or pick the "
+            "energies out of what it returns",
+        )
+    checked: Tensor = output
+    return checked
 
 
 def _squared_norm(x: Tensor) -> Tensor:

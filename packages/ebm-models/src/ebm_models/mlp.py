@@ -29,9 +29,9 @@ class MLPEnergy(BaseModel):
     Layers start as ``torch.nn.Linear`` does, uniform on ±1/sqrt(inputs): energies of order 0.1 at
     the start, so that the first chains see little but the base term. A network learns broad
     features first ("spectral bias", Rahaman et al. 2019, arXiv:1806.08734); densities with detail
-    finer than their extent are learned sooner with a larger ``input_gain``, or with
-    Fourier features. With fewer than two
-    derivatives in x ("relu"), samplers work and score matching does not.
+    finer than their extent are learned sooner with a larger ``input_gain``, or with Fourier
+    features. With fewer than two derivatives in x ("relu"), samplers work and score matching does
+    not.
 
     Args:
         event_shape: The shape of one state; an int d for vectors.

@@ -1,9 +1,9 @@
 """Markov chain samplers for any energy written in PyTorch."""
 
+from ebm_samplers.acceptance import Verdict, metropolis
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
 from ebm_samplers.langevin import MALA, LangevinDynamics
-from ebm_samplers.metropolis import Verdict, metropolis
 from ebm_samplers.noise import fill_normals, fill_uniforms
 from ebm_samplers.philox import philox4x32
 from ebm_samplers.sampler import Explanation, MarkovSampler

@@ -1,9 +1,11 @@
 """Checks of what a caller gives to ``sample`` and ``sample_chain``."""
 
-from collections.abc import Mapping
+import numbers
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from ebm_samplers.streams import Stream
 
 if TYPE_CHECKING:
     from ebm_samplers.sampler import MarkovSampler
+
+Beta = float | Tensor | Sequence[float] | np.ndarray[Any, np.dtype[Any]]
+"""Inverse temperatures as callers give them: a number, or one a chain."""
 
 
 def checked_states(energy: EnergyFunction, x: Tensor, name: str = "x_init") -> Tensor:
@@ -69,20 +74,26 @@ def fill_start(position: Position) -> None:
     fill_normals(x, position.key, Stream.START, position.first_chain, index)
 
 
-def checked_beta(beta: float | Tensor | None, x: Tensor) -> float | Tensor | None:
+def checked_beta(beta: Beta | None, x: Tensor) -> float | Tensor | None:
     """Inverse temperatures: None, a positive number, or ``(chain,)`` on the device of ``x``."""
     if beta is None:
         return None
-    if not isinstance(beta, Tensor) or beta.ndim == 0:
+    if isinstance(beta, np.ndarray):
+        beta = beta.item() if beta.ndim == 0 else beta.copy(order="C")  # torch wants it writable
+    if isinstance(beta, list | tuple) and all(isinstance(b, numbers.Real) for b in beta):
+        beta = torch.tensor(beta, dtype=torch.float64)  # with all the digits
+    if isinstance(beta, Tensor) and beta.ndim == 0:
         return check_positive("beta", beta)
-    beta = check_tensor("beta", beta, (len(x),)).detach().to(x, copy=True)
-    if not (beta > 0).all():
+    if not isinstance(beta, Tensor | np.ndarray | list | tuple):
+        return check_positive("beta", beta)
+    betas = check_tensor("beta", beta, (len(x),)).detach().to(x, copy=True)
+    if not (betas > 0).all():
         raise ConfigurationError(
-            f"beta has the element {beta.min().item():g}",
+            f"beta has the element {betas.min().item():g}",
             "positive numbers",
             "pass positive inverse temperatures",
         )
-    return beta
+    return betas
 
 
 def refuse(name: str, others: Mapping[str, Any]) -> None:

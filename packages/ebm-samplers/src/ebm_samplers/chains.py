@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebm_core import NumericalError, ShapeError
+from ebm_core import EnergyFunction, NumericalError, ShapeError
+from ebm_samplers.acceptance import check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
-from ebm_samplers.metropolis import check_resolution
 from ebm_samplers.noise import Noise
 from ebm_samplers.states import Context, State, Statistics, per_chain
 
@@ -90,15 +90,15 @@ class Chains:
             self.adapted_step_size = torch.tensor(step_size, dtype=torch.float64, device=device)
         self._energies: list[Tensor] = []
         self.noise.open(self.counter, 1)
-        settings = self._settings(1)[0]
+        settings = next(self._settings(1))
         self.context.move(self.counter, settings.pop("step_size"), settings)
         try:
             state = sampler.start(position.x, self.context)
-        except IndexError as error:
-            if position.x.ndim > 1:
+        except (RuntimeError, IndexError, ShapeError) as error:
+            if not _lacks_the_chain_axis(sampler.energy, position.x):
                 raise
             raise ShapeError(
-                f"the energy cannot take x of shape {tuple(position.x.shape)}",
+                f"the energy cannot take x of shape {tuple(position.x.shape)}, but x[None]",
                 "(chain, *event)",
                 "add the chain axis with x[None]",
             ) from error
@@ -108,12 +108,15 @@ class Chains:
         self._note_energy()
         self.check()
 
-    def steps(self, n: int, adaptation: StepSizeAdaptation | None) -> Iterator[Statistics]:
+    def steps(
+        self, n: int, adaptation: StepSizeAdaptation | None = None, age: int = 0
+    ) -> Iterator[Statistics]:
         """Make ``n`` transitions; yields after each, with its statistics.
 
         Args:
             n: Number of transitions.
             adaptation: Rule by which the step moves; None to hold it.
+            age: For how many transitions the rule has been at work.
 
         Raises:
             NumericalError: If energies have become too large for accept tests. Energies are looked
@@ -124,8 +127,7 @@ class Chains:
         while self.counter < end:
             block = min(self.noise.block, end - self.counter)
             self.noise.open(self.counter, block)
-            settings = self._settings(block)
-            for values in settings:
+            for values in self._settings(block):
                 step_size: float | Tensor = values.pop("step_size")
                 if self.adapted_step_size is not None and adaptation is not None:
                     step_size = self.adapted_step_size
@@ -136,7 +138,10 @@ class Chains:
                 self._note_energy()
                 if self.adapted_step_size is not None and adaptation is not None:
                     acceptance = torch.as_tensor(statistics["acceptance_rate"])
-                    self.adapted_step_size = adaptation.moved(self.adapted_step_size, acceptance)
+                    self.adapted_step_size = adaptation.moved(
+                        self.adapted_step_size, acceptance, age
+                    )
+                    age += 1
                 yield statistics
             self.check()
 
@@ -171,19 +176,33 @@ class Chains:
             self._energies.clear()
             check_resolution(self.context.temper(largest))
 
-    def _settings(self, block: int) -> list[dict[str, Any]]:
-        """The values of all settings at the next steps, a dictionary a step."""
-        columns = {
-            name: setting.values(self.schedule_step, block)
-            for name, setting in self.sampler.settings.items()
-        }
+    def _settings(self, block: int) -> Iterator[dict[str, Any]]:
+        """The values of all settings at each of the next steps, at the time of that step.
+
+        A schedule that fails has then lost none of the steps before.
+        """
+        held = {}
         if self.adapted_step_size is not None:
-            columns["step_size"] = [self.adapted_step_size.item()] * block
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            held["step_size"] = self.adapted_step_size.item()
+        for _ in range(block):
+            settings = self.sampler.settings.items()
+            yield {name: setting.at(self.schedule_step) for name, setting in settings} | held
 
     def _note_energy(self) -> None:
         if self.sampler.adjusted:
             self._energies.append(self.state.energy)
+
+
+def _lacks_the_chain_axis(energy: EnergyFunction, x: Tensor) -> bool:
+    """Whether the energy takes ``x[None]`` but not ``x``."""
+
+    def takes(states: Tensor) -> bool:
+        try:
+            return energy(states).shape == states.shape[:1]
+        except Exception:  # of any kind: the error to report is the one that led here
+            return False
+
+    return takes(x[None]) and not takes(x)
 
 
 def _check_start(state: State) -> None:

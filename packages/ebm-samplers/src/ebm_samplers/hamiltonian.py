@@ -7,14 +7,15 @@ so that they stay in step.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ebm_core.energy import EnergyLike
-from ebm_core.validation import check_integer, check_number, check_tensor
-from ebm_samplers.mass import Mass, mass_for
-from ebm_samplers.metropolis import metropolis
+from ebm_core.validation import check_integer, check_number
+from ebm_samplers.acceptance import metropolis
+from ebm_samplers.mass import checked_mass, mass_for
 from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
@@ -33,7 +34,8 @@ class HamiltonianMonteCarlo(MarkovSampler):
         step_size: ε of the leapfrog, positive; a number or a schedule ``step -> number``.
         n_leapfrog_steps: L, the mean number of leapfrogs.
         mass: M: None for I, a tensor of the event's shape for a diagonal, ``(d, d)`` for a matrix
-            on the flattened event. Best close to the inverse covariance of the target.
+            on the flattened event; checked at once as far as the energy's ``event_shape`` is
+            known. Best close to the inverse covariance of the target.
         jitter: j in [0, 1]: lengths are uniform over the integers from L - j(L - 1) to L + j(L - 1)
             (0: always L).
         target_acceptance: Acceptance rate that ε is to follow, see `MarkovSampler`; 0.65 to 0.8 is
@@ -42,7 +44,7 @@ class HamiltonianMonteCarlo(MarkovSampler):
 
     Raises:
         ConfigurationError: If a setting makes no sense.
-        ShapeError: On sampling, if ``mass`` does not fit the event.
+        ShapeError: If ``mass`` does not fit the event.
 
     Example:
         >>> sampler = HamiltonianMonteCarlo(lambda x: x.square().sum(1) / 2, step_size=0.2)
@@ -50,6 +52,8 @@ class HamiltonianMonteCarlo(MarkovSampler):
         >>> result.trajectory.shape, result.stats["energy"].shape
         (torch.Size([100, 5, 3]), torch.Size([100, 5]))
     """
+
+    statistics: ClassVar[tuple[str, ...]] = (*MarkovSampler.statistics, "energy")
 
     def __init__(
         self,
@@ -64,13 +68,12 @@ class HamiltonianMonteCarlo(MarkovSampler):
     ) -> None:
         super().__init__(energy, step_size, target_acceptance=target_acceptance, engine=engine)
         self.n_leapfrog_steps = check_integer("n_leapfrog_steps", n_leapfrog_steps, at_least=1)
-        self.mass = None if mass is None else check_tensor("mass", mass).detach().clone()
+        self.mass = None if mass is None else checked_mass(mass, self.energy.event_shape)
         self.jitter = check_number("jitter", jitter, at_least=0, at_most=1)
-        self._mass: Mass
 
     def start(self, x: Tensor, context: Context) -> State:
         """Positions with energy and gradient; fits the mass to them."""
-        self._mass = mass_for(self.mass, x)
+        context.prepared["mass"] = mass_for(self.mass, x)
         return self.evaluate(x)
 
     def length(self, context: Context) -> int:
@@ -95,21 +98,21 @@ class HamiltonianMonteCarlo(MarkovSampler):
         Returns:
             The end point and its momentum.
         """
-        h = context.step_size
+        h, mass = context.step_size, context.prepared["mass"]
         momentum = momentum - h / 2 * context.temper(state.gradient)
         for i in range(n_steps):
-            state = self.evaluate(state.x + h * self._mass.velocity(momentum))
+            state = self.evaluate(state.x + h * mass.velocity(momentum))
             last = i == n_steps - 1
             momentum = momentum - (h / 2 if last else h) * context.temper(state.gradient)
         return state, momentum
 
     def transition(self, state: State, context: Context) -> tuple[State, Statistics]:
         """A fresh momentum, a trajectory, and its test."""
-        n_steps = self.length(context)
-        momentum = self._mass.momentum(context.normals(Stream.MOMENTUM))
+        n_steps, mass = self.length(context), context.prepared["mass"]
+        momentum = mass.momentum(context.normals(Stream.MOMENTUM))
         proposal, final_momentum = self.leapfrog(state, momentum, n_steps, context)
-        before = momentum * self._mass.velocity(momentum)
-        after = final_momentum * self._mass.velocity(final_momentum)
+        before = momentum * mass.velocity(momentum)
+        after = final_momentum * mass.velocity(final_momentum)
         # Differences before sums: two kinetic energies of many elements would cancel.
         delta = context.temper(proposal.energy - state.energy) + per_chain(after - before) / 2
         hamiltonian = context.temper(state.energy) + per_chain(before) / 2

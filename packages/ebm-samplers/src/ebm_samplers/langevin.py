@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ebm_core.energy import EnergyLike
-from ebm_samplers.metropolis import metropolis
+from ebm_samplers.acceptance import metropolis
 from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule, Setting
 from ebm_samplers.states import Context, State, Statistics, per_chain
@@ -37,6 +37,7 @@ class LangevinDynamics(MarkovSampler):
     """
 
     adjusted: ClassVar[bool] = False
+    statistics: ClassVar[tuple[str, ...]] = ("diverging", "n_steps")
 
     def __init__(
         self,
@@ -47,12 +48,16 @@ class LangevinDynamics(MarkovSampler):
         engine: str = "auto",
     ) -> None:
         super().__init__(energy, step_size, engine=engine)
-        self.settings["noise_scale"] = Setting("noise_scale", noise_scale, zero=True)
+        self.noise_scale = noise_scale
 
     @property
     def noise_scale(self) -> float | Schedule:
-        """The noise scale, or its schedule."""
+        """The noise scale, or its schedule. Can be set."""
         return self.settings["noise_scale"].value
+
+    @noise_scale.setter
+    def noise_scale(self, noise_scale: float | Schedule) -> None:
+        self.settings["noise_scale"] = Setting("noise_scale", noise_scale, zero=True)
 
     def transition(self, state: State, context: Context) -> tuple[State, Statistics]:
         """One Euler–Maruyama step."""

@@ -4,7 +4,7 @@ A mass close to the inverse covariance of the target makes it look round to the 
 """
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -96,6 +96,29 @@ class DenseMass:
         """M⁻¹ p."""
         velocity: Tensor = momentum.reshape(len(momentum), -1) @ self._inverse
         return velocity.view_as(momentum)
+
+
+def checked_mass(mass: Any, event_shape: torch.Size | None) -> Tensor:
+    """An argument ``mass``, checked as far as it can be without states.
+
+    Args:
+        mass: A diagonal or a matrix, as in `mass_for`.
+        event_shape: The event's shape; None if it is not known. Then a square matrix may be either.
+
+    Returns:
+        A copy.
+
+    Raises:
+        ShapeError: If it does not fit the event.
+        ConfigurationError: If it is not positive (definite).
+    """
+    values = check_tensor("mass", mass).detach().clone()
+    if event_shape is not None:
+        mass_for(values, values.new_empty(1, *event_shape))
+    elif not (values > 0).all():
+        square = values.ndim == 2 and values.shape[0] == values.shape[1]
+        DenseMass(values) if square else DiagonalMass(values)
+    return values
 
 
 def mass_for(mass: Tensor | None, x: Tensor) -> Mass:

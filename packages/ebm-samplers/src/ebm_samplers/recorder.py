@@ -1,12 +1,12 @@
 """What a run keeps: draws, running moments, statistics; and the result, complete or partial.
 
 With ``keep="trajectory"`` statistics belong to the interval of transitions that a draw ends.
-Otherwise nothing grows with the run: one set of statistics covers all of it. Whatever is recorded
+Otherwise nothing grows with the run: one set of statistics covers all of it. Sums and moments are
+accumulated in float64, and given in the states' dtype. Whatever is recorded
 becomes part of a result by a single assignment of a `_Mark`, so that an interruption at any point
 leaves a result that is consistent, as of the last draw.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebm_core import Moments, SampleResult
 from ebm_samplers.chains import Chains, Moment, Position
-from ebm_samplers.states import Statistics
+from ebm_samplers.states import State, Statistics
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class Recorder:
         """Note that the present states are a draw."""
         state, moments, index = self.chains.state, self._mark.moments, self._mark.n_draws
         if self.keep == "trajectory":
-            averages = _averaged(self._statistics, self._n_transitions)
+            averages = self._averaged(self._statistics, self._n_transitions)
             self._draws.append(_Draw(index, state.x, state.energy, averages))
             self._statistics, self._n_transitions = {}, 0
             if len(self._draws) >= self.chains.noise.block:
                 self._flush()
         elif self.keep == "moments":
-            draw = Moments.of(state.x)
+            draw = Moments.of(state.x.double())
             moments = draw if moments is None else moments.merged(draw)
         self._set_mark(index + 1, moments)
 
@@ -90,17 +90,25 @@ class Recorder:
         """Note that the run is over: transitions after the last draw count for ``final``."""
         self._set_mark(self._mark.n_draws, self._mark.moments)
 
-    def result(self) -> SampleResult:
-        """The result up to the last draw (or `end`)."""
+    def result(self, under_way: bool = False) -> SampleResult:
+        """The result up to the last draw (or `end`).
+
+        Args:
+            under_way: The run goes on, so that the trajectory may be a view of the whole buffer.
+                Otherwise a result that is cut short does not hold on to the rest.
+        """
         mark, state = self._mark, self._mark.moment.state
         self._flush()
         n_chains = len(state.x)
         if self.keep == "trajectory":
             columns = {name: buffer[:, : mark.n_draws] for name, buffer in self._buffers.items()}
-            trajectory = columns.pop("x", state.x[:, None][:, :0])
-            potential = columns.pop("potential", state.energy[:, None][:, :0])
+            if not mark.n_draws:
+                columns = self._no_draws(state)
+            elif mark.n_draws < self.total and not under_way:
+                columns = {name: column.clone() for name, column in columns.items()}
+            trajectory, potential = columns.pop("x"), columns.pop("potential")
         else:
-            averages = _averaged(mark.statistics, mark.n_transitions)
+            averages = self._averaged(mark.statistics, mark.n_transitions)
             columns = {
                 name: value[:, None].clone()
                 if isinstance(value, Tensor)
@@ -116,7 +124,7 @@ class Recorder:
             trajectory=trajectory,
             potential=potential,
             stats={**columns, "step_size": step_size.expand(n_chains).clone()},
-            moments=mark.moments,
+            moments=None if mark.moments is None else _as_dtype(mark.moments, state.x.dtype),
             seed=self.chains.key,
             resume=self._resume(mark),
         )
@@ -130,6 +138,22 @@ class Recorder:
         self._mark = _Mark(
             self.chains.moment(), 0, n_draws, self._n_transitions, self._statistics, moments
         )
+
+    def _averaged(self, statistics: Statistics, n: int) -> Statistics:
+        """Sums of ``n`` transitions as means, where the mean is wanted."""
+        if n == 1 or "acceptance_rate" not in statistics:
+            return statistics
+        mean = torch.as_tensor(statistics["acceptance_rate"]) / n
+        return {**statistics, "acceptance_rate": mean.to(self.chains.state.energy.dtype)}
+
+    def _no_draws(self, state: State) -> dict[str, Tensor]:
+        """The columns before the first draw, of length 0."""
+        empty = {"diverging": torch.bool, "n_steps": torch.int64, "tree_depth": torch.int64}
+        columns = {
+            name: state.energy.new_empty((len(state.x), 0), dtype=empty.get(name))
+            for name in ("potential", *self.chains.sampler.statistics)
+        }
+        return {"x": state.x.new_empty((len(state.x), 0, *state.x.shape[1:])), **columns}
 
     def _flush(self) -> None:
         """Copy pending draws into the buffers."""
@@ -156,7 +180,9 @@ class Recorder:
 def _combined(name: str, total: Tensor | int, value: Tensor | int) -> Tensor | int:
     """Statistics of an interval from those of its parts; of other names, the last value."""
     match name:
-        case "acceptance_rate" | "n_steps":
+        case "acceptance_rate":
+            return torch.as_tensor(total).double() + value
+        case "n_steps":
             return total + value
         case "diverging":
             return total | value
@@ -166,10 +192,5 @@ def _combined(name: str, total: Tensor | int, value: Tensor | int) -> Tensor | i
             return value
 
 
-def _averaged(statistics: Statistics, n: int) -> Mapping[str, Tensor | int]:
-    """Sums of ``n`` transitions as means, where the mean is wanted."""
-    if n == 1 or "acceptance_rate" not in statistics:
-        return statistics
-    total = statistics["acceptance_rate"]
-    assert isinstance(total, Tensor)
-    return {**statistics, "acceptance_rate": total / n}
+def _as_dtype(moments: Moments, dtype: torch.dtype) -> Moments:
+    return Moments(moments.count, moments.mean.to(dtype), moments.sum_of_squares.to(dtype))

@@ -25,8 +25,8 @@ schedules go into ``self.settings``.
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +35,6 @@ from torch import Tensor
 from ebm_core import (
     BaseSampler,
     ConfigurationError,
-    EBMError,
     SampleResult,
     draw_key,
     evaluation_mode,
@@ -46,6 +45,7 @@ from ebm_core.protocols import Callback, Keep
 from ebm_core.validation import check_choice, check_integer, check_positive
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.arguments import (
+    Beta,
     checked_beta,
     checked_states,
     empty_states,
@@ -95,12 +95,15 @@ class MarkovSampler(BaseSampler):
 
     Attributes:
         adjusted: Whether transitions end in an accept test (class attribute).
+        statistics: Names of what transitions report (class attribute): the columns of a result
+            without draws.
         settings: What may be a schedule, by name.
         acceptance_rate: Mean over transitions and chains of the last ``sample_chain``, a scalar
             tensor; None before, and where there is no accept test. Losses report it.
     """
 
     adjusted: ClassVar[bool] = True
+    statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "diverging", "n_steps")
 
     def __init__(
         self,
@@ -180,15 +183,14 @@ class MarkovSampler(BaseSampler):
         """
         return Explanation("torch", "this version has the torch engine alone")
 
-    def sample_chain(
-        self, x_init: Tensor, n_steps: int, *, beta: float | Tensor | None = None
-    ) -> Tensor:
+    def sample_chain(self, x_init: Tensor, n_steps: int, *, beta: Beta | None = None) -> Tensor:
         """Advance chains, going on with the sampler's random stream and adaptation.
 
         Args:
             x_init: Start states, ``(chain, *event)``; not modified.
             n_steps: Number of transitions, at least 1.
-            beta: Target exp(-beta E): a positive number, or one a chain, ``(chain,)``; None for 1.
+            beta: Target exp(-beta E): a positive number, or one a chain (tensor, array or list);
+                None for 1.
 
         Returns:
             Final states, detached.
@@ -205,10 +207,14 @@ class MarkovSampler(BaseSampler):
         """
         n_steps = check_integer("n_steps", n_steps, at_least=1)
         position = self._own_position(x=checked_states(self.energy, x_init), beta=beta)
-        with self._running(position, follows=True, adapts=True, check_start=True) as chains:
-            rates = [s.get("acceptance_rate") for s in chains.steps(n_steps, self.adaptation)]
-            known = [rate for rate in rates if isinstance(rate, Tensor)]
-            self.acceptance_rate = torch.stack(known).mean() if known else None
+        reserved = position.counter + n_steps
+        with self._running(position, reserved, adapts=True, check_start=True) as chains:
+            total, n = torch.zeros((), dtype=torch.float64, device=chains.state.x.device), 0
+            for statistics in chains.steps(n_steps, self.adaptation, age=chains.counter):
+                rate = statistics.get("acceptance_rate")
+                if isinstance(rate, Tensor):
+                    total, n = total + rate.mean(), n + 1
+            self.acceptance_rate = (total / n).to(chains.state.energy.dtype) if n else None
             return chains.state.x
 
     def sample(
@@ -226,14 +232,16 @@ class MarkovSampler(BaseSampler):
         resume: Mapping[str, Any] | None = None,
         progress: bool | None = None,
         callback: Callback | None = None,
-        beta: float | Tensor | None = None,
+        beta: Beta | None = None,
     ) -> SampleResult:
         """Run chains and report on them.
 
         With a ``seed``, the result is a function of the arguments and of the sampler's settings
         (its present step size among them), and the sampler stays as it is. Without, the run goes on
-        with the sampler's own random stream. An adapting step moves during ``burn_in``, then stays;
-        a run with a ``seed`` or ``resume`` moves a copy.
+        with the sampler's own random stream, of which it takes the numbers of all its steps at the
+        beginning: a callback may use the sampler, and a run that stops early leaves a gap. An
+        adapting step moves during ``burn_in``, then stays; a run with a ``seed`` or ``resume``
+        moves a copy. Of nested runs, the step of the outer one stays.
 
         Args:
             x_init: Start states, ``(chain, *event)``; not modified. None to start from N(0, I).
@@ -256,8 +264,9 @@ class MarkovSampler(BaseSampler):
             progress: Show a progress bar on stderr; None: on runs of more than 2 seconds in a
                 terminal.
             callback: Called with the partial result after every max(1, n_draws // 100)-th draw; a
-                true return value stops the run, whose result has what was drawn till then.
-            beta: Target exp(-beta E): a positive number, or one a chain, ``(chain,)``.
+                true return value stops the run, whose result has what was drawn till then. The
+                partial trajectory is a view, to be cloned if it is to be kept or modified.
+            beta: Target exp(-beta E): a positive number, or one a chain (tensor, array or list).
                 ``potential`` stays E.
 
         Returns:
@@ -267,8 +276,8 @@ class MarkovSampler(BaseSampler):
             ConfigurationError: If arguments make no sense, or not together.
             ShapeError: If ``x_init`` is no batch of states with one chain axis.
             NumericalError: If start states are not finite, or energies too large for accept tests.
-                An error (or Ctrl-C) in the middle of a run carries the draws before it as its
-                attribute ``result``.
+                Any exception in the middle of a run (Ctrl-C, one of the energy's, a schedule's or
+                the callback's own) carries the draws before it as its attribute ``result``.
         """
         n_steps = check_integer("n_steps", n_steps, at_least=1)
         thin = check_integer("thin", thin, at_least=1)
@@ -299,16 +308,17 @@ class MarkovSampler(BaseSampler):
                 position = self._position(x=x, key=draw_key(seed), **settings)
             if x_init is None:
                 fill_start(position)
+        burn_in += position.burn_in
         own = resume is None and seed is None
         follows = own or (resume is not None and position.key == self._key)
-        with self._running(position, follows, adapts=own, check_start=resume is None) as chains:
-            recorder = Recorder(chains, keep, n_steps // thin, burn_in + position.burn_in)
+        reserved = position.counter + burn_in + n_steps if follows else 0
+        with self._running(position, reserved, adapts=own, check_start=resume is None) as chains:
+            recorder = Recorder(chains, keep, n_steps // thin, burn_in)
             try:
-                self._run(
-                    chains, recorder, burn_in + position.burn_in, n_steps, thin, progress, callback
-                )
-            except (KeyboardInterrupt, EBMError) as error:
-                error.result = recorder.result()  # type: ignore[union-attr]
+                self._run(chains, recorder, burn_in, n_steps, thin, progress, callback)
+            except BaseException as error:
+                with suppress(Exception):  # a device that failed fails here again
+                    error.result = recorder.result()  # type: ignore[attr-defined]
                 raise
             return recorder.result()
 
@@ -357,40 +367,42 @@ class MarkovSampler(BaseSampler):
         callback: Callback | None,
     ) -> None:
         with progress_bar(burn_in + n_steps, progress) as bar:
-            for done, _ in enumerate(chains.steps(burn_in, self.adaptation), 1):
+            adapting = chains.steps(burn_in, self.adaptation, age=chains.schedule_step)
+            for done, _ in enumerate(adapting, 1):
                 recorder.burn_in(burn_in - done)
                 bar.update()
-            for done, statistics in enumerate(chains.steps(n_steps, None), 1):
+            for done, statistics in enumerate(chains.steps(n_steps), 1):
                 recorder.add(statistics)
                 bar.update()
                 if done % thin == 0:
                     recorder.draw()
                     due = callback is not None and calls_due(recorder.n_draws, recorder.total)
-                    if due and callback is not None and callback(recorder.result()):
+                    if due and callback is not None and callback(recorder.result(under_way=True)):
                         chains.check()
                         return
             recorder.end()
 
     @contextmanager
     def _running(
-        self, position: Position, follows: bool, adapts: bool, check_start: bool
+        self, position: Position, reserved: int, adapts: bool, check_start: bool
     ) -> Iterator[Chains]:
         """Chains, in eval mode.
 
         Args:
             position: Where they begin.
-            follows: Whether the sampler's own stream goes on past what they used.
+            reserved: Step at which the sampler's own stream goes on, at the least.
             adapts: Whether the sampler's own step becomes theirs.
             check_start: Refuse start states that are not finite.
         """
         chains = None
-        with evaluation_mode(self.energy), torch.no_grad():
+        with evaluation_mode(self.energy), torch.inference_mode(False), torch.no_grad():
+            if position.x.is_inference():
+                position = replace(position, x=position.x.clone())
             try:
                 chains = Chains(self, position, check_start)
+                self._counter = max(self._counter, reserved)
                 yield chains
             finally:
-                if chains is not None and follows:
-                    self._counter = max(self._counter, chains.counter)
                 if chains is not None and adapts and chains.adapted_step_size is not None:
                     self._adapted_step_size = chains.adapted_step_size.item()
 
@@ -399,7 +411,7 @@ class MarkovSampler(BaseSampler):
             self._key = draw_key(None)
         return self._position(x=x, key=self._key, counter=self._counter, **settings)
 
-    def _position(self, x: Tensor, beta: float | Tensor | None = None, **settings: Any) -> Position:
+    def _position(self, x: Tensor, beta: Beta | None = None, **settings: Any) -> Position:
         return Position(
             x=x, beta=checked_beta(beta, x), step_size=self._adapted_step_size, **settings
         )

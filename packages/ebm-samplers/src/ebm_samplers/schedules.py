@@ -1,10 +1,10 @@
 """Settings that may change from step to step: a number, or a callable ``step -> number``.
 
 Steps count from 0 with each call of a sampler, transitions of ``burn_in`` included; ``resume`` goes
-on counting. Values are computed on the host, a block of steps at a time.
+on counting. Values are computed on the host, each when its step is made.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ebm_core.validation import check_number
 
@@ -24,8 +24,8 @@ class Setting:
         ConfigurationError: If a value is not allowed, at once for a number.
 
     Example:
-        >>> Setting("step_size", lambda step: 0.1 / (step + 1)).values(0, 2)
-        [0.1, 0.05]
+        >>> Setting("step_size", lambda step: 0.1 / (step + 1)).at(1)
+        0.05
     """
 
     def __init__(self, name: str, value: float | Schedule, *, zero: bool = False) -> None:
@@ -38,12 +38,11 @@ class Setting:
         """Whether this is a number."""
         return not callable(self.value)
 
-    def values(self, first: int, n: int) -> Sequence[float]:
-        """The values at steps ``first``, …, ``first + n - 1``."""
+    def at(self, step: int) -> float:
+        """The value at a step."""
         if not callable(self.value):
-            return [self.value] * n
-        schedule = self.value
-        return [self._checked(f"{self.name}({i})", schedule(i)) for i in range(first, first + n)]
+            return self.value
+        return self._checked(f"{self.name}({step})", self.value(step))
 
     def _checked(self, name: str, value: float) -> float:
         return (

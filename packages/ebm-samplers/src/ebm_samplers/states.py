@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -40,12 +40,15 @@ class Context:
         step_size: h of this step: a float, or a scalar tensor while it adapts.
         settings: The values at this step of further scheduled settings, by name.
         beta: Inverse temperatures, ``(chain,)``, a number, or None for 1.
+        prepared: What ``start`` has made for the transitions of this run, by name (a mass fitted to
+            the states): on the context, since runs of one sampler may be nested.
     """
 
     def __init__(self, noise: Noise, beta: float | Tensor | None) -> None:
         self.beta = beta
         self.step_size: float | Tensor = 0.0
         self.settings: dict[str, float] = {}
+        self.prepared: dict[str, Any] = {}
         self._noise = noise
         self._step = 0
 

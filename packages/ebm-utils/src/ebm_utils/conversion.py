@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ebm_core import SampleResult, ShapeError
+from ebm_core import ConfigurationError, SampleResult, ShapeError
 from ebm_utils.diagnostics import require_trajectory
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def to_arviz(
         coords: Labels along these axes, by their name.
 
     Raises:
-        ConfigurationError: If the result holds no trajectory.
+        ConfigurationError: If the result holds no trajectory, or a name of ``dims`` is taken.
         ShapeError: If ``dims`` are not as many as the event's axes.
 
     Example:
@@ -51,6 +51,12 @@ def to_arviz(
             f"dims are {list(dims)} for the event shape {tuple(event)}",
             f"{len(event)} names",
             "name each axis of the event, or none",
+        )
+    if dims is not None and len({"chain", "draw", name, *dims}) < 3 + len(dims):
+        raise ConfigurationError(
+            f"dims are {list(dims)} for the variable {name!r}",
+            f"names that differ from each other and from 'chain', 'draw' and {name!r}",
+            "rename dims",
         )
     statistics = {"lp": -result.potential, **result.stats}
     sample_stats = {

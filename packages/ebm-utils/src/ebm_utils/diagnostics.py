@@ -1,8 +1,8 @@
 """Convergence diagnostics, element by element of the event, with arviz-stats' numbers.
 
-Each function takes a `SampleResult` that kept its trajectory, or draws ``(chain, draw, *event)``,
-and gives one float64 number for each element of the event, on the CPU. To diagnose a function of
-the state, pass its values: ``ess(result.trajectory.square())``.
+Each function takes a `SampleResult` that kept its trajectory, or draws ``(chain, draw, *event)`` as
+a tensor or array, and gives one float64 number for each element of the event, on the CPU. To
+diagnose a function of the state, pass its values: ``ess(result.trajectory.square())``.
 
 What cannot be computed is refused: draws that are not finite, too few of them, no trajectory. An
 element that is the same in every draw of every chain has no diagnostics; its entry is NaN, which
@@ -19,12 +19,13 @@ from torch import Tensor
 
 from ebm_core import ConfigurationError, NumericalError, SampleResult, ShapeError
 from ebm_core.validation import check_choice
+from ebm_utils.arrays import TensorLike, to_tensor
 
 MIN_DRAWS = 4
 TAIL = (0.05, 0.95)
 
 
-def rhat(draws: SampleResult | Tensor) -> Tensor:
+def rhat(draws: SampleResult | TensorLike) -> Tensor:
     """Rank-normalised split R-hat, the larger of its bulk and folded (tail) form.
 
     Values above 1.01 say that the chains have not mixed. It grows without bound where each chain
@@ -54,13 +55,15 @@ def rhat(draws: SampleResult | Tensor) -> Tensor:
     return _diagnose("rhat", draws, method="rank", min_chains=2)
 
 
-def ess(draws: SampleResult | Tensor, kind: Literal["bulk", "tail"] = "bulk") -> Tensor:
+def ess(draws: SampleResult | TensorLike, kind: Literal["bulk", "tail"] = "bulk") -> Tensor:
     """Effective sample size over all chains together.
 
     Args:
         draws: A result with a trajectory, or draws ``(chain, draw, *event)``.
         kind: "bulk" for the rank-normalised draws (how well centres are known); "tail" for the
-            smaller of those of the 5 % and 95 % quantiles.
+            smaller of those of the 5 % and 95 % quantiles, as in the reference. (arviz-stats' own
+            default takes the ends of the interval of its setting ``stats.ci_prob`` instead; its
+            ``prob=(0.05, 0.95)`` gives this number.)
 
     Returns:
         The number of independent draws worth as much, for each element, of the event's shape; above
@@ -84,7 +87,7 @@ def ess(draws: SampleResult | Tensor, kind: Literal["bulk", "tail"] = "bulk") ->
     return _diagnose("ess", draws, method=kind, prob=prob)
 
 
-def mcse(draws: SampleResult | Tensor, kind: Literal["mean", "sd"] = "mean") -> Tensor:
+def mcse(draws: SampleResult | TensorLike, kind: Literal["mean", "sd"] = "mean") -> Tensor:
     """Monte Carlo standard error of the mean, or of the standard deviation, of all draws.
 
     Args:
@@ -112,11 +115,11 @@ def mcse(draws: SampleResult | Tensor, kind: Literal["mean", "sd"] = "mean") -> 
     return _diagnose("mcse", draws, method=kind)
 
 
-def require_trajectory(draws: SampleResult | Tensor) -> Tensor:
+def require_trajectory(draws: SampleResult | TensorLike) -> Tensor:
     """The draws ``(chain, draw, *event)`` of a result, or draws as they are.
 
     Raises:
-        ConfigurationError: If the result holds no trajectory.
+        ConfigurationError: If the result holds no trajectory, or draws are no numbers.
         ShapeError: If there is no chain and draw axis.
     """
     if isinstance(draws, SampleResult):
@@ -127,6 +130,7 @@ def require_trajectory(draws: SampleResult | Tensor) -> Tensor:
                 'sample with keep="trajectory"',
             )
         draws = draws.trajectory
+    draws = to_tensor("draws", draws)
     if draws.ndim < 2:
         raise ShapeError(
             f"draws have shape {tuple(draws.shape)}",
@@ -137,7 +141,7 @@ def require_trajectory(draws: SampleResult | Tensor) -> Tensor:
 
 
 def _diagnose(
-    name: str, draws: SampleResult | Tensor, *, min_chains: int = 1, **options: Any
+    name: str, draws: SampleResult | TensorLike, *, min_chains: int = 1, **options: Any
 ) -> Tensor:
     """``array_stats.<name>`` of each element that varies; NaN for those that do not."""
     from arviz_stats.base import array_stats  # type: ignore[attr-defined]

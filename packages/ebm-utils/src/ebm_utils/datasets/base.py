@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from ebm_core import ConfigurationError, ShapeError, draw_key, make_generator
 from ebm_core.validation import check_integer
+from ebm_utils.arrays import TensorLike, to_tensor
 from ebm_utils.quadrature import GridBounds, MidpointGrid
 
 POINTS_PER_SCALE = 4
@@ -124,18 +125,19 @@ class DensityDataset(SyntheticDataset):
         """``((x_low, x_high), (y_low, y_high))``: a box that holds all but 1e-7 of the mass."""
 
     @abstractmethod
-    def log_density(self, x: Tensor) -> Tensor:
+    def log_density(self, x: TensorLike) -> Tensor:
         """The log density in nats; -inf outside the support.
 
         Args:
-            x: States, ``(*batch, 2)``, any number of batch axes; computed in their dtype on their
-                device.
+            x: States, ``(*batch, 2)``, a tensor or array, any number of batch axes; computed in
+                their dtype on their device.
 
         Returns:
             ``(*batch,)``, differentiable with respect to ``x``.
 
         Raises:
             ShapeError: If the last axis is not of size 2.
+            ConfigurationError: If ``x`` is no tensor of numbers.
         """
 
     def entropy(self) -> float:
@@ -151,12 +153,14 @@ class DensityDataset(SyntheticDataset):
         return math.exp(grid.log_cell) * total
 
 
-def check_plane(x: Tensor) -> Tensor:
+def check_plane(x: TensorLike) -> Tensor:
     """States of the plane, floating.
 
     Raises:
         ShapeError: If the last axis is not of size 2.
+        ConfigurationError: If ``x`` is no tensor of numbers.
     """
+    x = to_tensor("x", x)
     if x.ndim == 0 or x.shape[-1] != 2:
         raise ShapeError(f"x has shape {tuple(x.shape)}", "(*batch, 2)", "pass states of the plane")
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())

@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from ebm_core import ConfigurationError
 from ebm_core.validation import check_integer, check_positive
+from ebm_utils.arrays import TensorLike
 from ebm_utils.datasets.base import DensityDataset, check_plane, uniform
 from ebm_utils.quadrature import GridBounds
 
@@ -23,6 +25,10 @@ class Checkerboard(DensityDataset):
         side: Side of one square.
         dtype: Floating dtype of the states.
         device: Where the states live.
+
+    Raises:
+        ConfigurationError: If an argument makes no sense, or ``dtype`` does not resolve so many
+            squares.
 
     Example:
         >>> board = Checkerboard(1000, seed=0)
@@ -43,6 +49,15 @@ class Checkerboard(DensityDataset):
         super().__init__(n_samples, seed, dtype=dtype, device=device)
         self.n_squares = check_integer("n_squares", n_squares, at_least=1)
         self.side = check_positive("side", side)
+        # Draws keep off the edges by as much as rounding, of states and then within log_density,
+        # moves them: none leaves its square.
+        self._margin = 4 * torch.finfo(dtype).eps * self._half / self.side
+        if self._margin > 0.25:
+            raise ConfigurationError(
+                f"n_squares is {n_squares} in {dtype}",
+                "squares wide against the rounding of states",
+                "pass fewer squares, or a dtype of more digits",
+            )
         squares = torch.cartesian_prod(*[torch.arange(n_squares)] * 2)
         self._corners = squares[squares.sum(-1) % 2 == 0] * self.side - self._half
 
@@ -64,7 +79,7 @@ class Checkerboard(DensityDataset):
         """The log of the area of the filled squares, in nats."""
         return math.log(len(self._corners) * self.side**2)
 
-    def log_density(self, x: Tensor) -> Tensor:
+    def log_density(self, x: TensorLike) -> Tensor:
         """-entropy on filled squares, -inf elsewhere: ``(*batch, 2) -> (*batch,)``."""
         x = check_plane(x)
         square = ((x + self._half) / self.side).floor()
@@ -74,6 +89,5 @@ class Checkerboard(DensityDataset):
 
     def _draw(self, n: int, generator: torch.Generator) -> Tensor:
         corner = self._corners[torch.randint(len(self._corners), (n,), generator=generator)]
-        # Off the edges by a millionth: rounding to float32 then carries no state out of its square.
-        offset = uniform(2 * n, 1e-6, 1 - 1e-6, generator).view(n, 2)
+        offset = uniform(2 * n, self._margin, 1 - self._margin, generator).view(n, 2)
         return corner + self.side * offset

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ebm_core import ConfigurationError
 from ebm_core.validation import check_integer, check_positive, check_tensor
+from ebm_utils.arrays import TensorLike, to_tensor
 from ebm_utils.datasets.base import DensityDataset, check_plane, normal, on_circle
 from ebm_utils.quadrature import GridBounds
 
@@ -45,6 +46,10 @@ class GaussianMixture(DensityDataset):
     ) -> None:
         super().__init__(n_samples, seed, dtype=dtype, device=device)
         self.centers = check_tensor("centers", centers, (None, 2)).detach().to("cpu", torch.float64)
+        if len(self.centers) == 0:
+            raise ConfigurationError(
+                "centers has no rows", "one centre or more, (K, 2)", "pass centers=[[0.0, 0.0]]"
+            )
         self.scale = check_positive("scale", scale)
         self.weights = _proportions(weights, len(self.centers))
 
@@ -62,7 +67,7 @@ class GaussianMixture(DensityDataset):
         )
         return tuple(zip(low.tolist(), high.tolist(), strict=True))
 
-    def log_density(self, x: Tensor) -> Tensor:
+    def log_density(self, x: TensorLike) -> Tensor:
         """log Σ_k w_k N(x; c_k, σ² I): ``(*batch, 2) -> (*batch,)``."""
         x = check_plane(x)
         centers = self.centers.to(x)
@@ -224,10 +229,8 @@ class TwoMoons(GaussianMixture):
 def _proportions(weights: Sequence[float] | Tensor | None, n: int) -> Tensor:
     if weights is None:
         weights = torch.ones(n, dtype=torch.float64)
-    numbers = (
-        weights if isinstance(weights, Tensor) else torch.tensor(list(weights), dtype=torch.float64)
-    )
-    numbers = check_tensor("weights", numbers, (n,)).detach().to("cpu", torch.float64)
+    numbers = check_tensor("weights", to_tensor("weights", weights, torch.float64), (n,))
+    numbers = numbers.detach().cpu()
     if not (numbers > 0).all():
         raise ConfigurationError(
             f"weights are {numbers.tolist()}",

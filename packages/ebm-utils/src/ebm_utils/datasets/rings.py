@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ebm_core import ConfigurationError
 from ebm_core.validation import check_positive, check_tensor
+from ebm_utils.arrays import TensorLike
 from ebm_utils.datasets.base import DensityDataset, check_plane, normal, on_circle, uniform
 from ebm_utils.quadrature import GridBounds
 
@@ -62,7 +63,7 @@ class Circles(DensityDataset):
         edge = self.radii.max().item() + REACH * self.noise
         return (-edge, edge), (-edge, edge)
 
-    def log_density(self, x: Tensor) -> Tensor:
+    def log_density(self, x: TensorLike) -> Tensor:
         """The log density of the blurred circles in closed form: ``(*batch, 2) -> (*batch,)``."""
         x = check_plane(x)
         variance = self.noise**2

@@ -5,7 +5,7 @@ import torch
 
 from ebm_core import NumericalError
 from ebm_samplers import State, metropolis
-from ebm_samplers.metropolis import check_resolution
+from ebm_samplers.acceptance import check_resolution
 
 NAN, INF = math.nan, math.inf
 
