@@ -35,7 +35,7 @@ from ebm_utils import EightGaussians, TwoMoons, ess, exact_kl, plot_landscape, p
 DATA = {"eight Gaussians": EightGaussians, "two moons": TwoMoons}
 BOX = [(-10.0, 10.0)] * 2  # holds the untrained model too, nearly the base term: sd 2
 VIEW = [(-3.0, 3.0)] * 2
-N_REPORTS = 20  # a run: moves of the progress bar, points of the picture's curves
+N_REPORTS = 10  # a run: moves of the progress bar, points of the picture's curves
 BATCH_SIZE = 512
 LEARNING_RATE = 2e-3
 
@@ -80,9 +80,13 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("persistent CD", persistent_cd, n_steps=1500, n_quick=300),
-    Recipe("noise contrast", noise_contrast, n_steps=2500, n_quick=500),
+    Recipe("persistent CD", persistent_cd, n_steps=1500, n_quick=200),
+    Recipe("noise contrast", noise_contrast, n_steps=2500, n_quick=400),
 )
+
+
+def report(n_steps: int) -> None:
+    """Tell the progress bar of steps made; replaced in each process by `start_process`."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,8 @@ class Outcome:
     weights: dict[str, Tensor]
 
 
-def run(recipe: Recipe, data_name: str, n_steps: int, seed: int, report) -> Outcome:
+def run(recipe: Recipe, data_name: str, n_steps: int, seed: int) -> Outcome:
     """Train, measure, sample."""
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     data = DATA[data_name](1)
     model = make_model()
@@ -121,13 +124,11 @@ def run(recipe: Recipe, data_name: str, n_steps: int, seed: int, report) -> Outc
             optimizer.step()
             schedule.step()
         seconds += time.perf_counter() - began
-        kl = exact_kl(model, data.log_density, BOX, 160)
+        kl = exact_kl(model, data.log_density, BOX, 100, max_grid_error=None)
         history.append(((i + 1) * stretch, kl))
-        report.put(stretch)
+        report(stretch)
 
-    sampler = HamiltonianMonteCarlo(
-        model, step_size=0.1, n_leapfrog_steps=10, target_acceptance=0.8
-    )
+    sampler = HamiltonianMonteCarlo(model, step_size=0.1, n_leapfrog_steps=5, target_acceptance=0.8)
     start = 2 * torch.randn(64, 2)
     chains = sampler.sample(start, n_steps=200, burn_in=100, keep="trajectory", seed=seed)
     return Outcome(
@@ -144,6 +145,13 @@ def run(recipe: Recipe, data_name: str, n_steps: int, seed: int, report) -> Outc
     )
 
 
+def start_process(queue: multiprocessing.Queue) -> None:
+    """One thread a process; steps made are reported to the progress bar."""
+    global report
+    torch.set_num_threads(1)
+    report = queue.put
+
+
 def run_all(seeds: range, quick: bool) -> list[Outcome]:
     """All runs, one process a core, under one progress bar; in the order of the table."""
     jobs = [
@@ -151,18 +159,21 @@ def run_all(seeds: range, quick: bool) -> list[Outcome]:
         for seed, recipe, name in product(seeds, RECIPES, DATA)
     ]
     context = multiprocessing.get_context("spawn")
-    outcomes = []
+    steps, outcomes = context.Queue(), []
     with (
-        context.Manager() as manager,
-        ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), mp_context=context) as pool,
+        ProcessPoolExecutor(
+            min(len(jobs), os.cpu_count() or 1),
+            mp_context=context,
+            initializer=start_process,
+            initargs=(steps,),
+        ) as pool,
         tqdm(total=sum(n_steps for _, _, n_steps, _ in jobs), unit="step", mininterval=1) as bar,
     ):
-        report = manager.Queue()
-        pending = {pool.submit(run, *job, report) for job in jobs}
+        pending = {pool.submit(run, *job) for job in jobs}
         while pending:
             time.sleep(0.2)
-            while not report.empty():
-                bar.update(report.get())
+            while not steps.empty():
+                bar.update(steps.get())
             for future in [future for future in pending if future.done()]:
                 pending.remove(future)
                 outcomes.append(future.result())
