@@ -147,7 +147,7 @@ def test_thinned_draws_and_statistics():
     args = ("mala", x, [0.1] * 12, [1] * 12, torch.ones(2), torch.ones(70))
     fine, coarse = fused_chain(energy, *args), fused_chain(energy, *args, thin=3)
     assert np.array_equal(coarse.draws, fine.draws[:, 2::3])
-    assert np.allclose(coarse.acceptance, fine.acceptance.reshape(70, 4, 3).mean(2), atol=1e-6)
+    assert np.allclose(coarse.acceptance, fine.acceptance.reshape(70, 4, 3).sum(2), atol=1e-6)
     assert np.array_equal(coarse.potential, fine.potential[:, 2::3])
 
 

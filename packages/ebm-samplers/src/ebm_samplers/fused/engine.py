@@ -43,13 +43,15 @@ class Run:
         state: The state after the last step: position, gradient and energy (without its additive
             constant) side by side, ``(chain, 2d + 1)``.
         draws: ``(chain, draw, d)``; no draws if none were asked for.
-        statistics: ``(chain, slot, 5)``: E with its constant, mean acceptance probability, number
-            of wild transitions, Hamiltonian, and the largest beta·|E| of accepted states so far.
+        statistics: ``(4, chain, slot)``: E with its constant, sum of acceptance probabilities,
+            number of wild transitions, Hamiltonian.
+        largest: The largest beta·|E| that each chain met, ``(chain,)``.
     """
 
     state: Array
     draws: Array
     statistics: Array
+    largest: Array
 
     @property
     def x(self) -> Array:
@@ -59,29 +61,23 @@ class Run:
     @property
     def potential(self) -> Array:
         """E at the end of each slot, ``(chain, slot)``."""
-        return self.statistics[..., 0]
+        return self.statistics[0]
 
     @property
     def acceptance(self) -> Array:
-        """The mean acceptance probability of each slot, ``(chain, slot)``."""
-        return self.statistics[..., 1]
+        """The sum of the acceptance probabilities of each slot, ``(chain, slot)``."""
+        return self.statistics[1]
 
     @property
     def diverging(self) -> Array:
         """Whether a transition of the slot was wild, ``(chain, slot)``, bool."""
-        wild: Array = self.statistics[..., 2] > 0
+        wild: Array = self.statistics[2] > 0
         return wild
 
     @property
     def hamiltonian(self) -> Array:
         """H of the slot's last transition, ``(chain, slot)``."""
-        return self.statistics[..., 3]
-
-    @property
-    def largest(self) -> Array:
-        """The largest beta·|E| that each chain met, ``(chain,)``."""
-        largest: Array = self.statistics[:, -1:, 4].max(1, initial=0)
-        return largest
+        return self.statistics[3]
 
 
 class FusedEnergy:
@@ -207,7 +203,8 @@ class FusedEnergy:
         result = Run(
             self._state(x) if state is None else state.copy(),
             np.empty((n_chains, n_slots if keep_draws else 0, self.size), self.real),
-            np.zeros((n_chains, n_slots, 5), self.real),
+            np.zeros((4, n_chains, n_slots), self.real),
+            np.zeros(n_chains, self.real),
         )
         plain = np.ascontiguousarray  # another layout or dtype would compile another kernel
         leaps = 1.0 if lengths is None or n_steps == 0 else float(lengths.mean())
@@ -228,10 +225,11 @@ class FusedEnergy:
             first_step,
             state is None,
             thin,
+            0,
             result.draws,
             result.statistics,
+            result.largest,
         )
-        result.statistics[..., 1] /= thin
         return result
 
     def check(self, energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> None:

@@ -53,8 +53,8 @@ def draw_momentum(w, root, z, first):  # type: ignore[no-untyped-def]
 
 @entry
 def chains(p, offset, state, beta, step_size, scale, lengths,  # type: ignore[no-untyped-def]
-           mass, root, key, first_chain, first_step, fresh, thin, draws, statistics,
-           first_tile, last_tile):  # fmt: skip
+           mass, root, key, first_chain, first_step, fresh, thin, first_slot, draws, statistics,
+           largest, first_tile, last_tile):  # fmt: skip
     """Advance the chains of some tiles by ``len(step_size)`` transitions."""
     w = np.zeros((ROWS + OWN_ROWS) * L, real)
     words = np.empty(4 * PLANE, np.uint32)
@@ -135,9 +135,10 @@ def chains(p, offset, state, beta, step_size, scale, lengths,  # type: ignore[no
                         taken = w[VERDICT * L + lane] != real(0)
                         w[TOTAL * L + lane] += w[DELTA * L + lane] if taken else real(0)
                     if draws.shape[1] > 0:
-                        record(w, CX, draws, tile, now // thin)
-                    record(w, POTENTIAL, statistics, tile, now // thin)
+                        record(w, CX, draws, tile, first_slot + now // thin)
+                    report(w, statistics, tile, first_slot + now // thin)
                     clear(w, CHANCE, 2)
         for lane in range(min(L, len(state) - tile * L)):
+            largest[tile * L + lane] = w[SIZE * L + lane]
             for i in range(2 * D + 1):
                 state[tile * L + lane, i] = w[(CURRENT + i) * L + lane]

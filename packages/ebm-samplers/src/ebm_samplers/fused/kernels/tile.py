@@ -24,7 +24,7 @@ PLANE = 1  # D * CHUNK / 4 * L, numbers of a plane
 NOISE, MOMENTUM, ACCEPT = 1, 2, 3  # streams
 exp: Any = None
 # rows of the kernel itself; of a slot's statistics: energy, summed acceptance probability, wild
-# transitions, Hamiltonian, largest beta·|E|
+# transitions, Hamiltonian; of the run: largest beta·|E|
 BETA, POTENTIAL, CHANCE, WILD, TOTAL, SIZE, FREE = 0, 1, 2, 3, 4, 5, 6
 real: Any = np.float32
 
@@ -63,6 +63,14 @@ def record(w, row, out, tile, slot):  # type: ignore[no-untyped-def]
     for lane in range(min(L, out.shape[0] - tile * L)):
         for i in range(out.shape[2]):
             out[tile * L + lane, slot, i] = w[(row + i) * L + lane]
+
+
+@compiled
+def report(w, statistics, tile, slot):  # type: ignore[no-untyped-def]
+    """Write the rows of a slot's statistics into ``statistics[column, chain, slot]``."""
+    for lane in range(min(L, statistics.shape[1] - tile * L)):
+        for i in range(statistics.shape[0]):
+            statistics[i, tile * L + lane, slot] = w[(POTENTIAL + i) * L + lane]
 
 
 @compiled
