@@ -1,8 +1,9 @@
 """The fused engine: energies written in torch, compiled into kernels that run whole chains."""
 
 from ebm_samplers.fused.cache import cache_folder, clear_cache
-from ebm_samplers.fused.engine import FusedEnergy, Run, fuse, fused_energy
+from ebm_samplers.fused.engine import FusedEnergy, Run, Slots
 from ebm_samplers.fused.kernel import Kernel, counts
+from ebm_samplers.fused.lookup import fuse, fused_energy
 from ebm_samplers.fused.trace import CannotFuse
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "FusedEnergy",
     "Kernel",
     "Run",
+    "Slots",
     "cache_folder",
     "clear_cache",
     "counts",

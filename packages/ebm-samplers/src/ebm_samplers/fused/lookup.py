@@ -1,0 +1,228 @@
+"""Which kernels an energy has, and whether they still agree with it.
+
+A kernel is remembered with its energy. What it was made of may change without notice (a rebound
+tensor of a closure, a Python number), so each use compares its energies with ``forward`` on up to
+four start states, and a mismatch traces the energy again. A kernel that is new is compared more
+thoroughly: on states that differ, as one batch, gradients too. So an energy that mixes the states
+of a batch has no kernel.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mode
+from ebm_core.errors import ConfigurationError
+from ebm_samplers.fused.engine import Array, FusedEnergy
+from ebm_samplers.fused.trace import CannotFuse
+
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
+"""How far energies of kernel and torch may be apart, relative to 1 + |E - offset|; gradients ten
+times that, relative to 1 and the largest element."""
+
+STATES = 4
+"""How many start states are compared."""
+
+RETRACES = 5
+"""So often an energy may have changed; then it is left to torch."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A kernel that agrees with its energy, and chains at their start.
+
+    Attributes:
+        fused: The energy's kernels.
+        lanes: Chains of a tile.
+        parameters: The energy's numbers as they are now.
+        state: That of the chains, ``(chain, 2d + 1)``.
+    """
+
+    fused: FusedEnergy
+    lanes: int
+    parameters: Array
+    state: Array
+
+
+class Lookup:
+    """The kernels of one energy, by shape, dtype and device of the states."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, FusedEnergy | CannotFuse] = {}
+        self.n_retraces = 0
+
+    def start(self, energy: EnergyFunction, x: Tensor, sampler: str) -> Start:
+        """Begin chains at ``x``.
+
+        Raises:
+            CannotFuse: If there is no kernel that agrees with the energy.
+        """
+        kind = (x.shape[1:], x.dtype, x.device)
+        found = self.known.get(kind)
+        if isinstance(found, CannotFuse):
+            raise found
+        if found is not None:
+            try:
+                return compared(found, energy, x, sampler)
+            except CannotFuse:
+                self.n_retraces += 1
+                if self.n_retraces > RETRACES:
+                    self.known[kind] = CannotFuse(
+                        f"forward has changed {RETRACES} times since it was first traced, by more "
+                        "than its parameters: keep numbers that change in buffers of the energy"
+                    )
+                    raise self.known[kind] from None
+        try:
+            fused = FusedEnergy(energy, x)
+            start = compared(fused, energy, x, sampler)
+        except CannotFuse as reason:
+            self.known[kind] = reason.with_traceback(None)
+            raise
+        self.known[kind] = fused
+        return start
+
+
+_lookups: WeakKeyDictionary[EnergyFunction, Lookup] = WeakKeyDictionary()
+
+
+def fused_start(energy: EnergyFunction, x: Tensor, sampler: str) -> Start:
+    """Begin chains at ``x`` with a kernel that agrees with the energy there.
+
+    Args:
+        energy: The energy, in eval mode; traced on first use, and again when its kernel no longer
+            agrees with it.
+        x: Start states, ``(chain, *event)``.
+        sampler: Whose kernel, see `FusedEnergy.kernel`.
+
+    Raises:
+        CannotFuse: If there is no such kernel.
+    """
+    lookup = _lookups.get(energy)
+    if lookup is None:
+        lookup = _lookups[energy] = Lookup()
+    return lookup.start(energy, x, sampler)
+
+
+def fused_energy(energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> FusedEnergy:
+    """The kernels of an energy for states like ``x``, compared with torch as in `fused_start`."""
+    with evaluation_mode(energy):
+        return fused_start(energy, x, sampler).fused
+
+
+def compared(fused: FusedEnergy, energy: EnergyFunction, x: Tensor, sampler: str) -> Start:
+    """Begin chains at ``x``, and compare energies with torch's on up to four of them.
+
+    Raises:
+        CannotFuse: If they differ.
+    """
+    lanes, p = fused.lanes(len(x)), fused.parameters()
+    if (sampler, lanes) not in fused.checked:
+        _compare_thoroughly(fused, energy, x, sampler, lanes, p)
+    state = fused.start(_flat(x), sampler, lanes, p)
+    with torch.no_grad():
+        want = energy(x[:STATES].detach())
+    kernel = fused.kernel(sampler, lanes)
+    _require_close(fused, fused.energies(state[:STATES], kernel, p), want, kernel.offset(p))
+    return Start(fused, lanes, p, state)
+
+
+def _compare_thoroughly(
+    fused: FusedEnergy, energy: EnergyFunction, x: Tensor, sampler: str, lanes: int, p: Array
+) -> None:
+    """Compare energies and gradients on states that differ.
+
+    A kernel stops being new when it agreed on three states of finite energy.
+    """
+    x = x[:STATES].detach()
+    states = torch.cat([x, _neighbours(x)])
+    state = fused.start(_flat(states), sampler, lanes, p)
+    want, slope = energy.energy_and_gradient(states)
+    kernel = fused.kernel(sampler, lanes)
+    _require_close(fused, fused.energies(state, kernel, p), want, kernel.offset(p))
+    slopes = _flat(slope)
+    scale = 1 + np.abs(slopes).max(1, keepdims=True)
+    if not _close(fused.gradients(state), slopes, 10 * TOLERANCE[fused.dtype] * scale):
+        raise CannotFuse("the kernel's gradient differs from autograd's")
+    if want.isfinite().sum() >= 3:
+        fused.checked.add((sampler, lanes))
+
+
+def _require_close(fused: FusedEnergy, have: Array, expected: Tensor, offset: float) -> None:
+    want = expected.detach().numpy()
+    rounding = 16 * np.finfo(fused.real).eps * np.abs(want)
+    tolerance = TOLERANCE[fused.dtype] * (1 + np.abs(want - offset)) + rounding
+    if want.shape != have.shape or not _close(have, want, tolerance):
+        raise CannotFuse(
+            f"the kernel gives energies {_few(have)} where forward gives {_few(want)}: forward "
+            "mixes the states of a batch, or uses numbers that have changed since it was traced"
+        )
+
+
+def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Compile an energy: a function that gives energies and gradients of batches from one kernel.
+
+    Each call compares energies with ``forward`` on up to four states, so that changed parameters,
+    closures and attributes are followed or noticed.
+
+    Args:
+        energy: An `EnergyFunction` or any callable ``(batch, *event) -> (batch,)``.
+
+    Returns:
+        A callable ``x -> (energies (batch,), gradients of the shape of x)``, both without autograd
+        history. It raises `ConfigurationError` where the energy cannot be compiled.
+
+    Example:
+        >>> energies, gradients = fuse(lambda x: x.square().sum(1))(torch.ones(3, 2))
+        >>> energies
+        tensor([2., 2., 2.])
+    """
+    wrapped = as_energy(energy)
+
+    def energy_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        wrapped.batch_size(x)
+        try:
+            with evaluation_mode(wrapped):
+                start = fused_start(wrapped, x.detach(), "energy")
+        except CannotFuse as reason:
+            raise ConfigurationError(
+                f"the energy has no fused kernel: {reason}",
+                "an energy that can be traced and compiled",
+                "use energy.energy_and_gradient(x), or change what the message names",
+            ) from reason
+        fused, state = start.fused, start.state
+        energies = fused.energies(state, fused.kernel("energy", start.lanes), start.parameters)
+        gradients = fused.gradients(state).copy()
+        return torch.from_numpy(energies), torch.from_numpy(gradients).reshape(x.shape)
+
+    return energy_and_gradient
+
+
+def _flat(x: Tensor) -> Array:
+    flat: Array = x.detach().reshape(len(x), -1).numpy()
+    return flat
+
+
+def _neighbours(x: Tensor) -> Tensor:
+    """Three more states near the first, all different, so that a batch has states that differ."""
+    numbers = torch.arange(3 * x[0].numel(), dtype=x.dtype).reshape(3, *x.shape[1:])
+    return x[:1] + 0.4 * torch.sin(1.0 + 2.4 * numbers)
+
+
+def _close(have: Array, want: Array, tolerance: Array) -> bool:
+    with np.errstate(invalid="ignore"):
+        return bool(
+            np.all(
+                (np.abs(have - want) <= tolerance)
+                | (have == want)
+                | (np.isnan(have) & np.isnan(want))
+            )
+        )
+
+
+def _few(numbers: Array) -> str:
+    return ", ".join(f"{number:.6g}" for number in numbers[:STATES])
