@@ -328,13 +328,14 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
         >>> net.training
         True
     """
-    flags = [(part, part.training) for part in module.modules()]
-    module.eval()
+    trained = [part for part in module.modules() if part.training]
+    if trained:
+        module.eval()
     try:
         yield
     finally:
-        for part, training in flags:
-            part.training = training
+        for part in trained:
+            part.training = True
 
 
 def _event_words(event_shape: torch.Size | None, event_ndim: int | None) -> str:

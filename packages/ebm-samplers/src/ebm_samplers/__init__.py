@@ -2,11 +2,13 @@
 
 from ebm_samplers.acceptance import Verdict, metropolis
 from ebm_samplers.adaptation import StepSizeAdaptation
+from ebm_samplers.engines import Explanation
+from ebm_samplers.fused import clear_cache, fuse
 from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
 from ebm_samplers.langevin import MALA, LangevinDynamics
 from ebm_samplers.noise import fill_normals, fill_uniforms
 from ebm_samplers.philox import philox4x32
-from ebm_samplers.sampler import Explanation, MarkovSampler
+from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream
@@ -26,8 +28,10 @@ __all__ = [
     "StepSizeAdaptation",
     "Stream",
     "Verdict",
+    "clear_cache",
     "fill_normals",
     "fill_uniforms",
+    "fuse",
     "metropolis",
     "per_chain",
     "philox4x32",

@@ -1,11 +1,13 @@
 """Chains under way: the loop that every sampler shares.
 
-`Chains` owns what changes while a sampler runs (states, position in the random stream and in
-schedules, the adapting step) and calls the sampler's ``transition`` again and again. Who asks for
-the steps decides what to keep of them.
+`Chains` owns what changes while a sampler runs: states, position in the random stream and in
+schedules, the adapting step. It goes in legs, of as many transitions as the engine makes in one go;
+who asks for the legs decides what to keep of them. `TorchChains` calls the sampler's ``transition``
+again and again; `ebm_samplers.fused.chains.FusedChains` runs the sampler's kernel.
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -61,89 +63,109 @@ class Moment:
     step_size: float | Tensor
 
 
-class Chains:
+@dataclass(frozen=True)
+class Leg:
+    """Transitions made in one go.
+
+    Attributes:
+        n: Their number.
+        statistics: Of all of them: sums where the mean is wanted, and of ``n_steps``.
+        draws: The draws among the states, ``(chain, draw, *event)``, where they were asked for and
+            are not just the last state.
+        columns: The columns of the whole run's result, by name, ``(chain, draw, ...)``, where the
+            engine has made them. Without ``statistics``, the leg has been written into them.
+    """
+
+    n: int
+    statistics: Statistics
+    draws: Tensor | None = None
+    columns: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of some transitions will be looked at: engines cut their legs accordingly.
+
+    Attributes:
+        thin: Every thin-th state is a draw.
+        keep: What of the draws: ``"final"``, ``"trajectory"`` or ``"moments"``, as in ``sample``.
+        n_draws: Draws in all.
+        stop: A leg ends at every stop-th draw, at least; None for none.
+    """
+
+    thin: int = 1
+    keep: str = "final"
+    n_draws: int = 0
+    stop: int | None = None
+
+
+class Chains(ABC):
     """Chains of one sampler, from a position on.
 
     Args:
-        sampler: Whose ``start`` and ``transition`` are called.
+        sampler: Whose chains they are.
         position: Where to begin.
-        check_start: Refuse start states that are not finite.
 
-    Raises:
-        NumericalError: If start states, their energies or gradients are not finite, or too large
-            for accept tests.
+    Attributes:
+        adapted_step_size: Where the step size adapts, the present one: a scalar on the chains'
+            device, where it can move without a synchronisation.
+        step_size: h of the last transition.
+        block: So many single draws are held before they are written into columns.
     """
 
-    def __init__(
-        self, sampler: "MarkovSampler", position: Position, check_start: bool = True
-    ) -> None:
+    step_size: float | Tensor
+    block: int
+
+    def __init__(self, sampler: "MarkovSampler", position: Position) -> None:
         self.sampler = sampler
         self.key, self.first_chain = position.key, position.first_chain
         self.counter, self.schedule_step = position.counter, position.schedule_step
         self.beta = position.beta
-        self.noise = Noise(position.key, position.first_chain, position.x)
-        self.context = Context(self.noise, position.beta)
-        # A scalar on the chains' device, where it can move without a synchronisation.
         self.adapted_step_size: Tensor | None = None
         if position.step_size is not None:
             step_size, device = position.step_size, position.x.device
             self.adapted_step_size = torch.tensor(step_size, dtype=torch.float64, device=device)
-        self._energies: list[Tensor] = []
-        self.noise.open(self.counter, 1)
-        settings = next(self._settings(1))
-        self.context.move(self.counter, settings.pop("step_size"), settings)
-        try:
-            state = sampler.start(position.x, self.context)
-        except (RuntimeError, IndexError, ShapeError) as error:
-            if not _lacks_the_chain_axis(sampler.energy, position.x):
-                raise
-            raise ShapeError(
-                f"the energy cannot take x of shape {tuple(position.x.shape)}, but x[None]",
-                "(chain, *event)",
-                "add the chain axis with x[None]",
-            ) from error
-        self.state = dataclasses.replace(state, **position.carried)
-        if check_start:
-            _check_start(self.state)
-        self._note_energy()
-        self.check()
 
-    def steps(
-        self, n: int, adaptation: StepSizeAdaptation | None = None, age: int = 0
-    ) -> Iterator[Statistics]:
-        """Make ``n`` transitions; yields after each, with its statistics.
+    @property
+    @abstractmethod
+    def state(self) -> State:
+        """The present state; not modified when the chains go on."""
+
+    @abstractmethod
+    def legs(
+        self,
+        n: int,
+        adaptation: StepSizeAdaptation | None = None,
+        age: int = 0,
+        plan: Plan | None = None,
+    ) -> Iterator[Leg]:
+        """Make ``n`` transitions; yields after each leg.
 
         Args:
             n: Number of transitions.
             adaptation: Rule by which the step moves; None to hold it.
             age: For how many transitions the rule has been at work.
+            plan: What will be looked at; None for nothing but legs.
 
         Raises:
-            NumericalError: If energies have become too large for accept tests. Energies are looked
-                at once for each block of steps, since a look stops a GPU: up to a block of doubtful
-                draws may precede the error.
+            NumericalError: If energies have become too large for accept tests.
         """
-        end = self.counter + n
-        while self.counter < end:
-            block = min(self.noise.block, end - self.counter)
-            self.noise.open(self.counter, block)
-            for values in self._settings(block):
-                step_size: float | Tensor = values.pop("step_size")
-                if self.adapted_step_size is not None and adaptation is not None:
-                    step_size = self.adapted_step_size
-                self.context.move(self.counter, step_size, values)
-                self.state, statistics = self.sampler.transition(self.state, self.context)
-                self.counter += 1
-                self.schedule_step += 1
-                self._note_energy()
-                if self.adapted_step_size is not None and adaptation is not None:
-                    acceptance = torch.as_tensor(statistics["acceptance_rate"])
-                    self.adapted_step_size = adaptation.moved(
-                        self.adapted_step_size, acceptance, age
-                    )
-                    age += 1
-                yield statistics
-            self.check()
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse energies met since the last check that are too large for accept tests."""
+
+    def settings(self, n: int) -> Iterator[dict[str, Any]]:
+        """The values of all settings at each of the next ``n`` steps, at the time of that step.
+
+        A schedule that fails has then lost none of the steps before.
+        """
+        held = {}
+        if self.adapted_step_size is not None:
+            held["step_size"] = self.adapted_step_size.item()
+        first = self.schedule_step
+        for step in range(first, first + n):
+            yield {name: at.at(step) for name, at in self.sampler.settings.items()} | held
 
     def moment(self) -> Moment:
         """The present moment."""
@@ -152,7 +174,7 @@ class Chains:
             self.counter,
             self.schedule_step,
             self.adapted_step_size,
-            self.context.step_size,
+            self.step_size,
         )
 
     def position(self, moment: Moment, burn_in: int = 0) -> Position:
@@ -169,6 +191,84 @@ class Chains:
             carried={name: getattr(moment.state, name).clone() for name in moment.state.carried},
         )
 
+
+class TorchChains(Chains):
+    """Chains that go step by step, in torch, on any device.
+
+    Args:
+        sampler: Whose ``start`` and ``transition`` are called.
+        position: Where to begin.
+        check_start: Refuse start states that are not finite.
+
+    Raises:
+        NumericalError: If start states, their energies or gradients are not finite, or too large
+            for accept tests.
+    """
+
+    def __init__(
+        self, sampler: "MarkovSampler", position: Position, check_start: bool = True
+    ) -> None:
+        super().__init__(sampler, position)
+        self.noise = Noise(position.key, position.first_chain, position.x)
+        self.block = self.noise.block
+        self.context = Context(self.noise, position.beta)
+        self._energies: list[Tensor] = []
+        self.noise.open(self.counter, 1)
+        self._move(next(self.settings(1)))
+        try:
+            state = sampler.start(position.x, self.context)
+        except (RuntimeError, IndexError, ShapeError) as error:
+            if not _lacks_the_chain_axis(sampler.energy, position.x):
+                raise
+            raise ShapeError(
+                f"the energy cannot take x of shape {tuple(position.x.shape)}, but x[None]",
+                "(chain, *event)",
+                "add the chain axis with x[None]",
+            ) from error
+        self._state = dataclasses.replace(state, **position.carried)
+        if check_start:
+            require_finite(self._state)
+        self._note_energy()
+        self.check()
+
+    @property
+    def state(self) -> State:
+        """The present state; not modified when the chains go on."""
+        return self._state
+
+    def legs(
+        self,
+        n: int,
+        adaptation: StepSizeAdaptation | None = None,
+        age: int = 0,
+        plan: Plan | None = None,
+    ) -> Iterator[Leg]:
+        """Make ``n`` transitions, each a leg.
+
+        Energies are looked at once for each block of steps, since a look stops a GPU: up to a block
+        of doubtful draws may precede the error.
+        """
+        end = self.counter + n
+        while self.counter < end:
+            block = min(self.noise.block, end - self.counter)
+            self.noise.open(self.counter, block)
+            for values in self.settings(block):
+                if self.adapted_step_size is not None and adaptation is not None:
+                    values["step_size"] = self.adapted_step_size
+                self._move(values)
+                self._state, statistics = self.sampler.transition(self._state, self.context)
+                self.counter += 1
+                self.schedule_step += 1
+                self._note_energy()
+                if self.adapted_step_size is not None and adaptation is not None:
+                    acceptance = torch.as_tensor(statistics["acceptance_rate"])
+                    self.adapted_step_size = adaptation.moved(
+                        self.adapted_step_size, acceptance, age
+                    )
+                    age += 1
+                yield Leg(1, statistics)
+            self.check()
+
     def check(self) -> None:
         """Refuse energies met since the last check that are too large for accept tests."""
         if self._energies:
@@ -176,21 +276,13 @@ class Chains:
             self._energies.clear()
             check_resolution(self.context.temper(largest))
 
-    def _settings(self, block: int) -> Iterator[dict[str, Any]]:
-        """The values of all settings at each of the next steps, at the time of that step.
-
-        A schedule that fails has then lost none of the steps before.
-        """
-        held = {}
-        if self.adapted_step_size is not None:
-            held["step_size"] = self.adapted_step_size.item()
-        for _ in range(block):
-            settings = self.sampler.settings.items()
-            yield {name: setting.at(self.schedule_step) for name, setting in settings} | held
+    def _move(self, values: dict[str, Any]) -> None:
+        self.step_size = values.pop("step_size")
+        self.context.move(self.counter, self.step_size, values)
 
     def _note_energy(self) -> None:
         if self.sampler.adjusted:
-            self._energies.append(self.state.energy)
+            self._energies.append(self._state.energy)
 
 
 def _lacks_the_chain_axis(energy: EnergyFunction, x: Tensor) -> bool:
@@ -205,7 +297,8 @@ def _lacks_the_chain_axis(energy: EnergyFunction, x: Tensor) -> bool:
     return takes(x[None]) and not takes(x)
 
 
-def _check_start(state: State) -> None:
+def require_finite(state: State) -> None:
+    """Refuse start states that are not finite, or whose energies or gradients are not."""
     total = state.energy + per_chain(state.x) + per_chain(state.gradient)
     if (total - total == 0).all():  # fast, and true of nothing but finite numbers
         return

@@ -7,9 +7,12 @@ so that they stay in step.
 """
 
 import math
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_core.energy import EnergyLike
@@ -20,6 +23,8 @@ from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream
+
+Array = NDArray[Any]
 
 
 class HamiltonianMonteCarlo(MarkovSampler):
@@ -54,6 +59,7 @@ class HamiltonianMonteCarlo(MarkovSampler):
     """
 
     statistics: ClassVar[tuple[str, ...]] = (*MarkovSampler.statistics, "energy")
+    kernel: ClassVar[str | None] = "hmc"
 
     def __init__(
         self,
@@ -76,13 +82,29 @@ class HamiltonianMonteCarlo(MarkovSampler):
         context.prepared["mass"] = mass_for(self.mass, x)
         return self.evaluate(x)
 
+    def kernel_constants(self, x: Tensor) -> dict[str, Array]:
+        """M⁻¹ and the Cholesky factor of M."""
+        mass = mass_for(self.mass, x)
+        size = x[0].numel()
+        return {"inverse_mass": mass.inverse(size).numpy(), "mass_root": mass.root(size).numpy()}
+
+    def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | None:
+        """The numbers of leapfrogs of the next ``n`` transitions."""
+        return self._lengths(uniforms(Stream.LENGTH, n) if self._spread else np.zeros(n))
+
     def length(self, context: Context) -> int:
         """The number of leapfrogs of this step."""
-        spread = math.floor(self.jitter * (self.n_leapfrog_steps - 1))
-        if spread == 0:
-            return self.n_leapfrog_steps
-        uniform = context.shared_uniform(Stream.LENGTH)
-        return self.n_leapfrog_steps - spread + math.floor(uniform * (2 * spread + 1))
+        uniform = context.shared_uniform(Stream.LENGTH) if self._spread else 0.0
+        return int(self._lengths(np.array(uniform)))
+
+    @property
+    def _spread(self) -> int:
+        return math.floor(self.jitter * (self.n_leapfrog_steps - 1))
+
+    def _lengths(self, uniforms: Array) -> Array:
+        steps = np.floor(uniforms * (2 * self._spread + 1)).astype(np.int64)
+        lengths: Array = self.n_leapfrog_steps - self._spread + steps
+        return lengths
 
     def leapfrog(
         self, state: State, momentum: Tensor, n_steps: int, context: Context

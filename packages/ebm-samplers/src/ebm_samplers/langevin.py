@@ -38,6 +38,7 @@ class LangevinDynamics(MarkovSampler):
 
     adjusted: ClassVar[bool] = False
     statistics: ClassVar[tuple[str, ...]] = ("diverging", "n_steps")
+    kernel: ClassVar[str | None] = "langevin"
 
     def __init__(
         self,
@@ -87,6 +88,8 @@ class MALA(MarkovSampler):
         >>> result.stats["acceptance_rate"].mean().item()
         0.87...
     """
+
+    kernel: ClassVar[str | None] = "mala"
 
     def __init__(
         self,

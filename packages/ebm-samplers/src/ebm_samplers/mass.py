@@ -24,6 +24,14 @@ class Mass(Protocol):
         """M⁻¹ p, ``(chain, *event)``."""
         ...
 
+    def inverse(self, size: int) -> Tensor:
+        """M⁻¹ for events of ``size`` elements: ``(1, size)``, a diagonal, or ``(size, size)``."""
+        ...
+
+    def root(self, size: int) -> Tensor:
+        """The lower Cholesky factor of M, likewise."""
+        ...
+
 
 class UnitMass:
     """M = I."""
@@ -35,6 +43,14 @@ class UnitMass:
     def velocity(self, momentum: Tensor) -> Tensor:
         """The momentum itself."""
         return momentum
+
+    def inverse(self, size: int) -> Tensor:
+        """Ones."""
+        return torch.ones(1, size)
+
+    def root(self, size: int) -> Tensor:
+        """Ones."""
+        return torch.ones(1, size)
 
 
 class DiagonalMass:
@@ -63,6 +79,14 @@ class DiagonalMass:
     def velocity(self, momentum: Tensor) -> Tensor:
         """M⁻¹ p."""
         return self._inverse * momentum
+
+    def inverse(self, size: int) -> Tensor:
+        """1/m, ``(1, size)``."""
+        return self._inverse.reshape(1, size)
+
+    def root(self, size: int) -> Tensor:
+        """√m, ``(1, size)``."""
+        return self._root.reshape(1, size)
 
 
 class DenseMass:
@@ -96,6 +120,15 @@ class DenseMass:
         """M⁻¹ p."""
         velocity: Tensor = momentum.reshape(len(momentum), -1) @ self._inverse
         return velocity.view_as(momentum)
+
+    def inverse(self, size: int) -> Tensor:
+        """M⁻¹, ``(size, size)``."""
+        return self._inverse
+
+    def root(self, size: int) -> Tensor:
+        """L with M = L Lᵀ, ``(size, size)``."""
+        root: Tensor = self._root.mT
+        return root
 
 
 def checked_mass(mass: Any, event_shape: torch.Size | None) -> Tensor:

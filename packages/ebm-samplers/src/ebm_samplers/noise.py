@@ -62,22 +62,29 @@ def _fill(
 ) -> Tensor:
     if out.ndim != 2:
         raise ShapeError(f"out has shape {tuple(out.shape)}", "(chain, k)", "reshape out")
-    for name, value, below in (
-        ("key", key, 2**64),
-        ("stream", stream, 2**32),
-        ("first_chain", first_chain, 2**32 - len(out) + 1),
-        ("first_index", first_index, 2**64 - out.shape[1]),
-    ):
-        if not 0 <= value < below:
-            raise ConfigurationError(
-                f"{name} is {value}", f"an integer from 0 to {below - 1}", f"pass another {name}"
-            )
+    check_counter(key, stream, first_chain, len(out), first_index, out.shape[1])
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     direct = out.device.type == "cpu" and out.dtype == dtype and out.is_contiguous()
     target = out.detach() if direct else torch.empty(out.shape, dtype=dtype, device="cpu")
     counter = (np.uint64(n) for n in (key, stream, first_chain, first_index))
     fill_rows(target.numpy(), kind, *counter)
     return out if direct else out.copy_(target)
+
+
+def check_counter(
+    key: int, stream: int, first_chain: int, n_chains: int, first_index: int, n: int
+) -> None:
+    """Refuse numbers of chains, and so on, that do not fit into their words of the counter."""
+    for name, value, below in (
+        ("key", key, 2**64),
+        ("stream", stream, 2**32),
+        ("first_chain", first_chain, 2**32 - n_chains + 1),
+        ("first_index", first_index, 2**64 - n),
+    ):
+        if not 0 <= value < below:
+            raise ConfigurationError(
+                f"{name} is {value}", f"an integer from 0 to {below - 1}", f"pass another {name}"
+            )
 
 
 class Noise:

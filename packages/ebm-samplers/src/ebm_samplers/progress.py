@@ -23,13 +23,11 @@ def progress_bar(total: int, progress: bool | None) -> "tqdm[None]":
     )
 
 
-def calls_due(n_draws: int, total: int) -> bool:
-    """Whether ``callback`` is called after draw ``n_draws`` (from 1) of ``total``.
-
-    It is after every max(1, total // 100)-th.
+def draws_between_calls(total: int) -> int:
+    """How many draws of ``total`` lie between two calls of ``callback``, one included.
 
     Example:
-        >>> [n for n in range(1, 301) if calls_due(n, 300)][:3]
-        [3, 6, 9]
+        >>> draws_between_calls(300), draws_between_calls(7)
+        (3, 1)
     """
-    return n_draws % max(1, total // CALLS) == 0
+    return max(1, total // CALLS)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ebm_core import Moments, SampleResult
-from ebm_samplers.chains import Chains, Moment, Position
+from ebm_samplers.chains import Chains, Leg, Moment, Position
 from ebm_samplers.states import State, Statistics
 
 
@@ -60,31 +60,46 @@ class Recorder:
         return self._mark.n_draws
 
     def burn_in(self, remaining: int) -> None:
-        """Note a transition of burn-in."""
+        """Note that so many transitions of burn-in remain."""
         self._mark = _Mark(self.chains.moment(), remaining, 0, 0, {}, None)
 
-    def add(self, statistics: Statistics) -> None:
-        """Note a counted transition."""
-        self._n_transitions += 1
+    def add(self, leg: Leg, n_draws: int) -> None:
+        """Note counted transitions, with the draws among them.
+
+        Args:
+            leg: The transitions.
+            n_draws: How many draws there are; if any, then the last state is one.
+        """
+        moments, index = self._mark.moments, self._mark.n_draws
+        if leg.columns is not None:
+            self._buffers = leg.columns
+        if leg.statistics or leg.columns is None:
+            self._sum(leg)
+            if not n_draws:
+                return
+            if self.keep == "trajectory":
+                self._draw(index)
+            elif self.keep == "moments":
+                x = self.chains.state.x.double()
+                new = Moments.of(x) if leg.draws is None else _moments(leg.draws.double())
+                moments = new if moments is None else moments.merged(new)
+        self._set_mark(index + n_draws, moments)
+
+    def _sum(self, leg: Leg) -> None:
+        self._n_transitions += leg.n
         before = self._statistics
         self._statistics = {
             name: _combined(name, before[name], value) if name in before else value
-            for name, value in statistics.items()
+            for name, value in leg.statistics.items()
         }
 
-    def draw(self) -> None:
-        """Note that the present states are a draw."""
-        state, moments, index = self.chains.state, self._mark.moments, self._mark.n_draws
-        if self.keep == "trajectory":
-            averages = self._averaged(self._statistics, self._n_transitions)
-            self._draws.append(_Draw(index, state.x, state.energy, averages))
-            self._statistics, self._n_transitions = {}, 0
-            if len(self._draws) >= self.chains.noise.block:
-                self._flush()
-        elif self.keep == "moments":
-            draw = Moments.of(state.x.double())
-            moments = draw if moments is None else moments.merged(draw)
-        self._set_mark(index + 1, moments)
+    def _draw(self, index: int) -> None:
+        state = self.chains.state
+        averages = self._averaged(self._statistics, self._n_transitions)
+        self._draws.append(_Draw(index, state.x, state.energy, averages))
+        self._statistics, self._n_transitions = {}, 0
+        if len(self._draws) >= self.chains.block:
+            self._flush()
 
     def end(self) -> None:
         """Note that the run is over: transitions after the last draw count for ``final``."""
@@ -141,7 +156,7 @@ class Recorder:
 
     def _averaged(self, statistics: Statistics, n: int) -> Statistics:
         """Sums of ``n`` transitions as means, where the mean is wanted."""
-        if n == 1 or "acceptance_rate" not in statistics:
+        if "acceptance_rate" not in statistics:
             return statistics
         mean = torch.as_tensor(statistics["acceptance_rate"]) / n
         return {**statistics, "acceptance_rate": mean.to(self.chains.state.energy.dtype)}
@@ -190,6 +205,12 @@ def _combined(name: str, total: Tensor | int, value: Tensor | int) -> Tensor | i
             return torch.maximum(torch.as_tensor(total), torch.as_tensor(value))
         case _:
             return value
+
+
+def _moments(draws: Tensor) -> Moments:
+    """Moments of draws, ``(chain, draw, *event)``."""
+    mean = draws.mean(1)
+    return Moments(draws.shape[1], mean, (draws - mean[:, None]).square().sum(1))
 
 
 def _as_dtype(moments: Moments, dtype: torch.dtype) -> Moments:

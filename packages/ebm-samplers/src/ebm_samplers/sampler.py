@@ -24,12 +24,13 @@ schedules go into ``self.settings``.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_core import (
@@ -53,28 +54,14 @@ from ebm_samplers.arguments import (
     refuse,
     resumed_position,
 )
-from ebm_samplers.chains import Chains, Position
-from ebm_samplers.progress import calls_due, progress_bar
+from ebm_samplers.chains import Chains, Plan, Position
+from ebm_samplers.engines import Explanation, explained, open_chains
+from ebm_samplers.progress import draws_between_calls, progress_bar
 from ebm_samplers.recorder import Recorder
 from ebm_samplers.schedules import Schedule, Setting
 from ebm_samplers.states import Context, State, Statistics
 
-
-@dataclass(frozen=True)
-class Explanation:
-    """Which engine runs, and why.
-
-    Attributes:
-        engine: ``"torch"`` or ``"fused"``.
-        reason: Why this one.
-    """
-
-    engine: str
-    reason: str
-
-    def __str__(self) -> str:
-        """One line."""
-        return f"engine {self.engine!r}: {self.reason}"
+Array = NDArray[Any]
 
 
 class MarkovSampler(BaseSampler):
@@ -87,7 +74,9 @@ class MarkovSampler(BaseSampler):
         target_acceptance: Acceptance rate that the step size is to follow (see
             `ebm_samplers.adaptation`): always in ``sample_chain``, in ``sample`` during ``burn_in``
             only. None: the step stays.
-        engine: ``"auto"``, ``"fused"`` or ``"torch"``. This version has the torch engine alone.
+        engine: ``"fused"`` compiles the energy and the step into one kernel that runs whole chains
+            (on a CPU, energies that are not too large), ``"torch"`` goes step by step in torch;
+            ``"auto"`` takes the first where it can, else the second. See `explain`.
 
     Raises:
         SupportError: If the energy is defined on discrete states.
@@ -97,6 +86,8 @@ class MarkovSampler(BaseSampler):
         adjusted: Whether transitions end in an accept test (class attribute).
         statistics: Names of what transitions report (class attribute): the columns of a result
             without draws.
+        kernel: Name of the module of `ebm_samplers.fused.kernels` that has the step as a kernel
+            (class attribute); None if there is none.
         settings: What may be a schedule, by name.
         acceptance_rate: Mean over transitions and chains of the last ``sample_chain``, a scalar
             tensor; None before, and where there is no accept test. Losses report it.
@@ -104,6 +95,7 @@ class MarkovSampler(BaseSampler):
 
     adjusted: ClassVar[bool] = True
     statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "diverging", "n_steps")
+    kernel: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -116,12 +108,6 @@ class MarkovSampler(BaseSampler):
         super().__init__(energy)
         require_continuous(self.energy.support, type(self).__name__)
         self.engine = check_choice("engine", engine, ("auto", "fused", "torch"))
-        if engine == "fused":
-            raise ConfigurationError(
-                "engine is 'fused'",
-                "'auto' or 'torch', since this version has the torch engine alone",
-                "leave engine at 'auto'",
-            )
         self.adaptation = (
             None if target_acceptance is None else StepSizeAdaptation(target_acceptance)
         )
@@ -173,15 +159,32 @@ class MarkovSampler(BaseSampler):
             self._adapted_step_size = setting.value
         self.settings["step_size"] = setting
 
+    def kernel_constants(self, x: Tensor) -> dict[str, Array]:
+        """What the kernel needs for a run from ``x``, by names of `FusedEnergy.run`."""
+        return {}
+
+    def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | None:
+        """Leapfrogs of each of the next ``n`` transitions, int64; None if there are none.
+
+        Args:
+            n: Number of transitions.
+            uniforms: Gives, for a stream and n, uniforms that all chains share.
+        """
+        return None
+
     def explain(self, x: Tensor | None = None) -> Explanation:
-        """Which engine runs on states like ``x``, and why.
+        """Which engine runs on states like ``x``, and why; compiles the kernel if there is one.
+
+        Args:
+            x: States, ``(chain, *event)``; None for one state of the energy's ``event_shape``.
 
         Example:
+            >>> import torch
             >>> from ebm_samplers import MALA
-            >>> print(MALA(lambda x: x.square().sum(1)).explain())
-            engine 'torch': this version has the torch engine alone
+            >>> print(MALA(lambda x: torch.fft.fft(x).abs().sum(1)).explain(torch.ones(1, 4)))
+            engine 'torch': the fused engine cannot run this: aten._fft_r2c has no rule in ...
         """
-        return Explanation("torch", "this version has the torch engine alone")
+        return explained(self, x)
 
     def sample_chain(self, x_init: Tensor, n_steps: int, *, beta: Beta | None = None) -> Tensor:
         """Advance chains, going on with the sampler's random stream and adaptation.
@@ -210,10 +213,10 @@ class MarkovSampler(BaseSampler):
         reserved = position.counter + n_steps
         with self._running(position, reserved, adapts=True, check_start=True) as chains:
             total, n = torch.zeros((), dtype=torch.float64, device=chains.state.x.device), 0
-            for statistics in chains.steps(n_steps, self.adaptation, age=chains.counter):
-                rate = statistics.get("acceptance_rate")
+            for leg in chains.legs(n_steps, self.adaptation, age=chains.counter):
+                rate = leg.statistics.get("acceptance_rate")
                 if isinstance(rate, Tensor):
-                    total, n = total + rate.mean(), n + 1
+                    total, n = total + rate.mean(), n + leg.n
             self.acceptance_rate = (total / n).to(chains.state.energy.dtype) if n else None
             return chains.state.x
 
@@ -366,20 +369,24 @@ class MarkovSampler(BaseSampler):
         progress: bool | None,
         callback: Callback | None,
     ) -> None:
+        between = draws_between_calls(recorder.total)
+        plan = Plan(thin, recorder.keep, recorder.total, between if callback else None)
         with progress_bar(burn_in + n_steps, progress) as bar:
-            adapting = chains.steps(burn_in, self.adaptation, age=chains.schedule_step)
-            for done, _ in enumerate(adapting, 1):
-                recorder.burn_in(burn_in - done)
-                bar.update()
-            for done, statistics in enumerate(chains.steps(n_steps), 1):
-                recorder.add(statistics)
-                bar.update()
-                if done % thin == 0:
-                    recorder.draw()
-                    due = callback is not None and calls_due(recorder.n_draws, recorder.total)
-                    if due and callback is not None and callback(recorder.result(under_way=True)):
-                        chains.check()
-                        return
+            for leg in chains.legs(burn_in, self.adaptation, age=chains.schedule_step):
+                burn_in -= leg.n
+                recorder.burn_in(burn_in)
+                bar.update(leg.n)
+            done = 0
+            for leg in chains.legs(n_steps, plan=plan):
+                n_draws = (done + leg.n) // thin - done // thin
+                done += leg.n
+                recorder.add(leg, n_draws)
+                bar.update(leg.n)
+                if callback is None or not n_draws or recorder.n_draws % between:
+                    continue
+                if callback(recorder.result(under_way=True)):
+                    chains.check()
+                    return
             recorder.end()
 
     @contextmanager
@@ -399,7 +406,7 @@ class MarkovSampler(BaseSampler):
             if position.x.is_inference():
                 position = replace(position, x=position.x.clone())
             try:
-                chains = Chains(self, position, check_start)
+                chains = open_chains(self, position, check_start)
                 self._counter = max(self._counter, reserved)
                 yield chains
             finally:

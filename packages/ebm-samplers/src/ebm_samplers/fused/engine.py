@@ -24,7 +24,10 @@ from ebm_samplers.fused.trace import CannotFuse, trace
 
 Array = NDArray[Any]
 
-REAL = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
+REAL: dict[torch.dtype, Any] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
 
 TILE_BYTES = 2**18
 """A tile should stay in a core's second-level cache."""
@@ -56,23 +59,26 @@ class Run:
     @property
     def potential(self) -> Array:
         """E at the end of each slot, ``(chain, slot)``."""
-        return self.statistics[0]
+        potential: Array = self.statistics[0]
+        return potential
 
     @property
     def acceptance(self) -> Array:
         """The sum of the acceptance probabilities of each slot, ``(chain, slot)``."""
-        return self.statistics[1]
+        acceptance: Array = self.statistics[1]
+        return acceptance
 
     @property
-    def diverging(self) -> Array:
-        """Whether a transition of the slot was wild, ``(chain, slot)``, bool."""
-        wild: Array = self.statistics[2] > 0
+    def wild(self) -> Array:
+        """The number of wild transitions of each slot, ``(chain, slot)``."""
+        wild: Array = self.statistics[2]
         return wild
 
     @property
     def hamiltonian(self) -> Array:
         """H of the slot's last transition, ``(chain, slot)``."""
-        return self.statistics[3]
+        hamiltonian: Array = self.statistics[3]
+        return hamiltonian
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ class FusedEnergy:
         self.trace = trace(energy, x[:1], RULES)
         self.program, self.layout = lower(self.trace)
         self.n_operations = self.program.n_operations
+        self._ones = np.ones((1, self.program.size), self.real)
         self.kernels: dict[tuple[str, int], Kernel] = {}
         self.checked: set[tuple[str, int]] = set()
 
@@ -150,9 +157,10 @@ class FusedEnergy:
             self.kernels[key] = Kernel(source, lanes)
         return self.kernels[key]
 
-    def parameters(self) -> Array:
-        """The energy's numbers as they are now."""
-        return parameters_now(self.trace, self.layout, self.dtype)
+    def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:
+        """The energy's numbers as they are now, and its additive constant."""
+        p = parameters_now(self.trace, self.layout, self.dtype)
+        return p, self.kernel(sampler, lanes).offset(p)
 
     def start(self, x: Array, sampler: str, lanes: int, p: Array) -> Array:
         """The state of chains at positions ``(chain, d)``, as in `Run`."""
@@ -161,20 +169,23 @@ class FusedEnergy:
             self.kernel(sampler, lanes)(len(x), len(x) * self.n_operations, p, state)
             return state
         none = np.zeros(0)
-        return self.run(sampler, x, step_size=none, key=0, parameters=p, lanes=lanes).state
+        return self.run(
+            sampler, x, step_size=none, key=0, parameters=p, offset=0.0, lanes=lanes
+        ).state
 
     def evaluate(
         self, x: Array, sampler: str = "energy", lanes: int | None = None
     ) -> tuple[Array, Array]:
         """Energies ``(n,)`` and gradients ``(n, d)`` of states, by the kernel of a sampler."""
-        lanes, p = lanes or self.lanes(len(x)), self.parameters()
+        lanes = lanes or self.lanes(len(x))
+        p, offset = self.parameters(sampler, lanes)
         state = self.start(x, sampler, lanes, p)
-        return self.energies(state, self.kernel(sampler, lanes), p), self.gradients(state)
+        return self.energies(state, offset), self.gradients(state)
 
-    def energies(self, state: Array, kernel: Kernel, p: Array) -> Array:
+    def energies(self, state: Array, offset: float) -> Array:
         """E with its additive constant, ``(chain,)``, in a state of the chains."""
-        with_constant: Array = (state[:, -1] + kernel.offset(p)).astype(self.real)
-        return with_constant
+        energies: Array = state[:, -1] + self.real.type(offset)
+        return energies
 
     def gradients(self, state: Array) -> Array:
         """∇E, ``(chain, d)``, in a state of the chains."""
@@ -199,6 +210,7 @@ class FusedEnergy:
         keep_draws: bool = False,
         slots: Slots | None = None,
         parameters: Array | None = None,
+        offset: float | None = None,
         lanes: int | None = None,
     ) -> Run:
         """Advance chains by ``len(step_size)`` transitions.
@@ -221,11 +233,14 @@ class FusedEnergy:
             keep_draws: Whether to write the states at the end of each slot.
             slots: Where to write; None for new arrays.
             parameters: What `parameters` gave.
+            offset: Likewise.
             lanes: Chains of a tile; None for what suits their number.
         """
-        n_chains, n_steps = len(x), len(step_size)
-        kernel = self.kernel(sampler, lanes or self.lanes(n_chains))
-        p = self.parameters() if parameters is None else parameters
+        n_chains, n_steps, real = len(x), len(step_size), self.real
+        lanes = lanes or self.lanes(n_chains)
+        kernel = self.kernel(sampler, lanes)
+        if parameters is None or offset is None:
+            parameters, offset = self.parameters(sampler, lanes)
         thin = thin or max(n_steps, 1)
         if slots is None:
             slots = self.slots(n_chains, n_steps // thin, keep_draws)
@@ -235,21 +250,19 @@ class FusedEnergy:
             slots.statistics,
             np.empty(n_chains, self.real),
         )
-        real = self.real
-        ones = np.ones((1, self.size), real)
         leaps = 1.0 if lengths is None or n_steps == 0 else float(lengths.mean())
         kernel(
             n_chains,
             n_chains * n_steps * (leaps * self.n_operations + 40 * self.size),
-            p,
-            kernel.offset(p),
+            parameters,
+            offset,
             result.state,
             np.ones((n_chains, 1), real) if beta is None else _plain(beta, real),
             _plain(step_size, np.float64),
             np.ones(n_steps) if noise_scale is None else _plain(noise_scale, np.float64),
             np.ones(n_steps, np.int64) if lengths is None else _plain(lengths, np.int64),
-            ones if inverse_mass is None else _plain(inverse_mass, real),
-            ones if mass_root is None else _plain(mass_root, real),
+            self._ones if inverse_mass is None else _plain(inverse_mass, real),
+            self._ones if mass_root is None else _plain(mass_root, real),
             np.uint64(key),
             first_chain,
             first_step,
@@ -270,12 +283,14 @@ class FusedEnergy:
         )
 
     def _fresh(self, x: Array) -> Array:
-        state = np.zeros((len(x), 2 * self.size + 1), self.real)
+        state = np.zeros((len(x), 2 * self.size + 1), self.real)  # 0 times what is not finite is not 0
         state[:, : self.size] = x
         return state
 
 
 def _plain(values: Array, dtype: Any) -> Array:
     """In C order and of this dtype: anything else would compile another kernel."""
+    if values.dtype == dtype and values.flags.c_contiguous:
+        return values
     plain: Array = np.ascontiguousarray(values, dtype)
     return plain

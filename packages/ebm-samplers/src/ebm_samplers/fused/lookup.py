@@ -40,12 +40,14 @@ class Start:
         fused: The energy's kernels.
         lanes: Chains of a tile.
         parameters: The energy's numbers as they are now.
+        offset: Its additive constant.
         state: That of the chains, ``(chain, 2d + 1)``.
     """
 
     fused: FusedEnergy
     lanes: int
     parameters: Array
+    offset: float
     state: Array
 
 
@@ -72,11 +74,12 @@ class Lookup:
             except CannotFuse:
                 self.n_retraces += 1
                 if self.n_retraces > RETRACES:
-                    self.known[kind] = CannotFuse(
+                    changing = CannotFuse(
                         f"forward has changed {RETRACES} times since it was first traced, by more "
                         "than its parameters: keep numbers that change in buffers of the energy"
                     )
-                    raise self.known[kind] from None
+                    self.known[kind] = changing
+                    raise changing from None
         try:
             fused = FusedEnergy(energy, x)
             start = compared(fused, energy, x, sampler)
@@ -120,30 +123,30 @@ def compared(fused: FusedEnergy, energy: EnergyFunction, x: Tensor, sampler: str
     Raises:
         CannotFuse: If they differ.
     """
-    lanes, p = fused.lanes(len(x)), fused.parameters()
+    lanes = fused.lanes(len(x))
+    p, offset = fused.parameters(sampler, lanes)
     if (sampler, lanes) not in fused.checked:
-        _compare_thoroughly(fused, energy, x, sampler, lanes, p)
+        _compare_thoroughly(fused, energy, x, sampler, lanes)
     state = fused.start(_flat(x), sampler, lanes, p)
     with torch.no_grad():
-        want = energy(x[:STATES].detach())
-    kernel = fused.kernel(sampler, lanes)
-    _require_close(fused, fused.energies(state[:STATES], kernel, p), want, kernel.offset(p))
-    return Start(fused, lanes, p, state)
+        want = energy(x[:STATES])
+    _require_close(fused, state[:STATES], offset, want)
+    return Start(fused, lanes, p, offset, state)
 
 
 def _compare_thoroughly(
-    fused: FusedEnergy, energy: EnergyFunction, x: Tensor, sampler: str, lanes: int, p: Array
+    fused: FusedEnergy, energy: EnergyFunction, x: Tensor, sampler: str, lanes: int
 ) -> None:
     """Compare energies and gradients on states that differ.
 
     A kernel stops being new when it agreed on three states of finite energy.
     """
-    x = x[:STATES].detach()
+    x = x[:STATES]
     states = torch.cat([x, _neighbours(x)])
+    p, offset = fused.parameters(sampler, lanes)
     state = fused.start(_flat(states), sampler, lanes, p)
     want, slope = energy.energy_and_gradient(states)
-    kernel = fused.kernel(sampler, lanes)
-    _require_close(fused, fused.energies(state, kernel, p), want, kernel.offset(p))
+    _require_close(fused, state, offset, want)
     slopes = _flat(slope)
     scale = 1 + np.abs(slopes).max(1, keepdims=True)
     if not _close(fused.gradients(state), slopes, 10 * TOLERANCE[fused.dtype] * scale):
@@ -152,10 +155,10 @@ def _compare_thoroughly(
         fused.checked.add((sampler, lanes))
 
 
-def _require_close(fused: FusedEnergy, have: Array, expected: Tensor, offset: float) -> None:
-    want = expected.detach().numpy()
-    rounding = 16 * np.finfo(fused.real).eps * np.abs(want)
-    tolerance = TOLERANCE[fused.dtype] * (1 + np.abs(want - offset)) + rounding
+def _require_close(fused: FusedEnergy, state: Array, offset: float, expected: Tensor) -> None:
+    have, want = fused.energies(state, offset), expected.detach().numpy()
+    rounding = 16 * torch.finfo(fused.dtype).eps
+    tolerance = TOLERANCE[fused.dtype] * (1 + np.abs(want - offset)) + rounding * np.abs(want)
     if want.shape != have.shape or not _close(have, want, tolerance):
         raise CannotFuse(
             f"the kernel gives energies {_few(have)} where forward gives {_few(want)}: forward "
@@ -195,7 +198,7 @@ def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
                 "use energy.energy_and_gradient(x), or change what the message names",
             ) from reason
         fused, state = start.fused, start.state
-        energies = fused.energies(state, fused.kernel("energy", start.lanes), start.parameters)
+        energies = fused.energies(state, start.offset)
         gradients = fused.gradients(state).copy()
         return torch.from_numpy(energies), torch.from_numpy(gradients).reshape(x.shape)
 
@@ -215,13 +218,10 @@ def _neighbours(x: Tensor) -> Tensor:
 
 def _close(have: Array, want: Array, tolerance: Array) -> bool:
     with np.errstate(invalid="ignore"):
-        return bool(
-            np.all(
-                (np.abs(have - want) <= tolerance)
-                | (have == want)
-                | (np.isnan(have) & np.isnan(want))
-            )
-        )
+        near = np.abs(have - want) <= tolerance
+    if near.all():
+        return True
+    return bool((near | (have == want) | (np.isnan(have) & np.isnan(want))).all())
 
 
 def _few(numbers: Array) -> str:

@@ -1,0 +1,22 @@
+import pytest
+import torch
+
+from ebm_samplers.fused import FusedEnergy
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels(tmp_path_factory):
+    """Compiled kernels of these tests, in a folder of their own that all tests share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path_factory.mktemp("cache") / "kernels"))
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def lanes(request, monkeypatch):
+    """One tile size for all numbers of chains, where tiles are not the matter: fewer kernels."""
+    if "fused" not in request.path.parts:
+        monkeypatch.setattr(FusedEnergy, "lanes", lambda self, n_chains: 8)
