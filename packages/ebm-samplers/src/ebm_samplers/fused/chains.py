@@ -72,11 +72,14 @@ class FusedChains(Chains):
         self.step_size = next(self.settings(1))["step_size"]
         self._eps = torch.finfo(position.x.dtype).eps
         self._pace = 0.0  # transitions a leg; 0 for a guess
-        if check_start and not math.isfinite(self.packed.sum()):  # true of finite numbers alone
+        # a sum in torch, which does not warn, and is finite of nothing but finite numbers
+        if check_start and not math.isfinite(torch.from_numpy(self.packed).sum()):
             require_finite(self.state)
         if sampler.adjusted:
-            energy = self.packed[:, -1:] + real.type(self.offset)
-            self._check(np.abs(energy * self.constants.get("beta", 1))[:, 0])
+            potential = self.fused.energies(self.packed, self.offset)
+            if self.beta is not None:
+                potential = potential * self.constants["beta"][:, 0]
+            self._check(np.abs(potential))
 
     @property
     def state(self) -> State:
@@ -84,9 +87,9 @@ class FusedChains(Chains):
         energy = self.fused.energies(self.packed, self.offset)
         x, gradient = self.packed[:, : self.fused.size], self.fused.gradients(self.packed)
         return State(
-            torch.from_numpy(x.reshape(self.shape)),
+            torch.from_numpy(x.copy()).view(self.shape),
             torch.from_numpy(energy),
-            torch.from_numpy(gradient.reshape(self.shape)),
+            torch.from_numpy(gradient.copy()).view(self.shape),
         )
 
     def check(self) -> None:

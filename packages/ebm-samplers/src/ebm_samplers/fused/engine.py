@@ -184,7 +184,8 @@ class FusedEnergy:
 
     def energies(self, state: Array, offset: float) -> Array:
         """E with its additive constant, ``(chain,)``, in a state of the chains."""
-        energies: Array = state[:, -1] + self.real.type(offset)
+        with np.errstate(over="ignore", invalid="ignore"):
+            energies: Array = state[:, -1] + self.real.type(offset)
         return energies
 
     def gradients(self, state: Array) -> Array:
@@ -283,7 +284,8 @@ class FusedEnergy:
         )
 
     def _fresh(self, x: Array) -> Array:
-        state = np.zeros((len(x), 2 * self.size + 1), self.real)  # 0 times what is not finite is not 0
+        # zeros: a step of size 0 along a gradient that is not finite would give NaN
+        state = np.zeros((len(x), 2 * self.size + 1), self.real)
         state[:, : self.size] = x
         return state
 
