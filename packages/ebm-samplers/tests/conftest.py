@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ebm_samplers.fused import FusedEnergy
+from ebm_samplers.fused import CannotFuse, FusedEnergy
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,3 +20,13 @@ def lanes(request, monkeypatch):
     """One tile size for all numbers of chains, where tiles are not the matter: fewer kernels."""
     if "fused" not in request.path.parts:
         monkeypatch.setattr(FusedEnergy, "lanes", lambda self, n_chains: 8)
+
+
+@pytest.fixture
+def torch_engine(monkeypatch):
+    """Every step in torch, whatever the engine: for tests of the step that torch makes."""
+
+    def refuse(sampler):
+        raise CannotFuse("this is a test of the torch engine")
+
+    monkeypatch.setattr("ebm_samplers.engines.kernel_of", refuse)

@@ -9,6 +9,8 @@ from ebm_core import ConfigurationError
 from ebm_core.testing import QuadraticEnergy
 from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, StepSizeAdaptation
 
+pytestmark = pytest.mark.usefixtures("torch_engine")
+
 
 def sampler(kind=MALA, step_size=0.01, target=0.6):
     return kind(QuadraticEnergy(torch.zeros(5), torch.ones(5)), step_size, target_acceptance=target)

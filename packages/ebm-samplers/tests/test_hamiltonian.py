@@ -9,7 +9,9 @@ import torch
 from ebm_core import ConfigurationError, ShapeError
 from ebm_core.testing import QuadraticEnergy
 from ebm_samplers import HamiltonianMonteCarlo, Stream, hamiltonian, metropolis
-from ebm_samplers.chains import Chains, Position
+from ebm_samplers.chains import Position, TorchChains
+
+pytestmark = pytest.mark.usefixtures("torch_engine")
 
 GRID = np.linspace(-4, 4, 20_001)
 BOUND = math.sqrt(math.log(2 / 1e-7) / (2 * 100_000))  # Dvoretzky–Kiefer–Wolfowitz (Massart)
@@ -47,7 +49,7 @@ def test_the_invariance_test_has_power(monkeypatch):
 def dynamics(step_size, mass=None):
     sampler = HamiltonianMonteCarlo(double_well, step_size, mass=mass)
     x = torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    chains = Chains(sampler, Position(x, key=0))
+    chains = TorchChains(sampler, Position(x, key=0))
     return sampler, chains.state, chains.context.normals(Stream.MOMENTUM), chains.context
 
 
@@ -201,7 +203,6 @@ def test_wrong_settings_are_refused():
         {"n_leapfrog_steps": 2.5},
         {"jitter": 1.5},
         {"mass": torch.tensor([1.0, math.inf])},
-        {"engine": "fused"},
         {"engine": "gpu"},
     ):
         with pytest.raises(ConfigurationError):

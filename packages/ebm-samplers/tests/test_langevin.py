@@ -10,6 +10,8 @@ from ebm_core import ConfigurationError
 from ebm_core.testing import QuadraticEnergy
 from ebm_samplers import MALA, LangevinDynamics, langevin, metropolis
 
+pytestmark = pytest.mark.usefixtures("torch_engine")
+
 
 def gaussian(*precisions: float, dtype=torch.float64) -> QuadraticEnergy:
     return QuadraticEnergy(

@@ -90,6 +90,12 @@ def make(request):
     return MAKERS[request.param]
 
 
+@pytest.fixture(params=[name for name in MAKERS if "fused" not in name])
+def make_in_torch(request):
+    """For tests in which the energy notes each of its calls."""
+    return MAKERS[request.param]
+
+
 def quadratic(d: int = 3, dtype=torch.float64) -> QuadraticEnergy:
     return QuadraticEnergy(torch.zeros(d, dtype=dtype), torch.linspace(0.5, 1, d, dtype=dtype))
 
@@ -213,7 +219,7 @@ def test_long_trajectories_are_whole():
 
 
 @pytest.mark.parametrize("keep", ("final", "moments", "sample_chain"))
-def test_memory_does_not_grow_with_the_run(make, keep):
+def test_memory_does_not_grow_with_the_run(make_in_torch, keep):
     """Bytes of live storages, looked at now and then from within forward."""
     sizes, calls = [], [0]
     quadratic_form = quadratic()
@@ -225,7 +231,7 @@ def test_memory_does_not_grow_with_the_run(make, keep):
             sizes.append(sum({s.data_ptr(): s.nbytes() for s in live}.values()))  # not views
         return quadratic_form(x)
 
-    sampler = make(as_energy(energy))
+    sampler = make_in_torch(as_energy(energy))
     x, n_steps = torch.zeros(100, 3).double(), 450
     if isinstance(sampler, HamiltonianMonteCarlo):
         n_steps = 150
@@ -268,7 +274,7 @@ def test_modules_are_in_eval_mode_meanwhile():
         hook = net[1].register_forward_hook(
             lambda module, *_, seen=seen: seen.append(module.training)
         )
-        call(MALA(energy, 0.1))
+        call(MALA(energy, 0.1, engine="torch"))
         hook.remove()
         assert seen == [False] * 3
         assert net[0].training
@@ -335,7 +341,7 @@ def test_an_interrupted_run_loses_nothing(error, at, drawn, keep):
         return inner(x)
 
     arguments = {"n_samples": 2, "dim": 3, "thin": 3, "burn_in": 5, "seed": 0, "keep": keep}
-    sampler = MALA(as_energy(energy), 0.2)
+    sampler = MALA(as_energy(energy), 0.2, engine="torch")
     with pytest.raises(type(error)) as caught:
         sampler.sample(n_steps=60, **arguments)
     partial = caught.value.result
@@ -357,8 +363,8 @@ def test_an_interrupted_run_loses_nothing(error, at, drawn, keep):
         torch.testing.assert_close(merged.variance, whole.moments.variance)
 
 
-def test_a_run_without_draws_has_columns_of_length_0(make):
-    sampler = make(quadratic(dtype=torch.float32))
+def test_a_run_without_draws_has_columns_of_length_0(make_in_torch):
+    sampler = make_in_torch(quadratic(dtype=torch.float32))
     expected = sampler.sample(n_samples=2, n_steps=1, seed=0, keep="trajectory")
     calls = [0]
 
@@ -599,7 +605,7 @@ def test_a_missing_chain_axis_is_named(make):
         make(energy).sample(x[None], n_steps=2)
 
 
-def test_other_errors_of_the_energy_are_left_as_they_are(make):
+def test_other_errors_of_the_energy_are_left_as_they_are(make_in_torch):
     calls = [0]
 
     def fails_once(x):
@@ -609,9 +615,9 @@ def test_other_errors_of_the_energy_are_left_as_they_are(make):
         return x.square().flatten(1).sum(1)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        make(fails_once).sample(torch.ones(4, 2), n_steps=2)
+        make_in_torch(fails_once).sample(torch.ones(4, 2), n_steps=2)
     with pytest.raises(RuntimeError, match="mat1"):
-        make(lambda x: (x @ torch.ones(5, 1))[:, 0]).sample(torch.ones(4, 2), n_steps=2)
+        make_in_torch(lambda x: (x @ torch.ones(5, 1))[:, 0]).sample(torch.ones(4, 2), n_steps=2)
 
 
 def test_settings_can_be_read_and_set(make):
