@@ -335,7 +335,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part in trained:
-            part.training = True
+            part.__dict__["training"] = True  # nn.Module's own way asks ten questions first
 
 
 def _event_words(event_shape: torch.Size | None, event_ndim: int | None) -> str:

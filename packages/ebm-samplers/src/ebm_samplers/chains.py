@@ -131,6 +131,11 @@ class Chains(ABC):
     def state(self) -> State:
         """The present state; not modified when the chains go on."""
 
+    @property
+    def x(self) -> Tensor:
+        """The present positions, ``(chain, *event)``."""
+        return self.state.x
+
     @abstractmethod
     def legs(
         self,

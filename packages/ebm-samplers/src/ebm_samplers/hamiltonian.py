@@ -84,8 +84,9 @@ class HamiltonianMonteCarlo(MarkovSampler):
 
     def kernel_constants(self, x: Tensor) -> dict[str, Array]:
         """M⁻¹ and the Cholesky factor of M."""
-        mass = mass_for(self.mass, x)
-        size = x[0].numel()
+        if self.mass is None:
+            return {}
+        mass, size = mass_for(self.mass, x), x[0].numel()
         return {"inverse_mass": mass.inverse(size).numpy(), "mass_root": mass.root(size).numpy()}
 
     def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | None:

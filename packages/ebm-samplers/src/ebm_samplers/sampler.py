@@ -212,13 +212,14 @@ class MarkovSampler(BaseSampler):
         position = self._own_position(x=checked_states(self.energy, x_init), beta=beta)
         reserved = position.counter + n_steps
         with self._running(position, reserved, adapts=True, check_start=True) as chains:
-            total, n = torch.zeros((), dtype=torch.float64, device=chains.state.x.device), 0
+            total, n = None, 0
             for leg in chains.legs(n_steps, self.adaptation, age=chains.counter):
                 rate = leg.statistics.get("acceptance_rate")
                 if isinstance(rate, Tensor):
-                    total, n = total + rate.mean(), n + leg.n
-            self.acceptance_rate = (total / n).to(chains.state.energy.dtype) if n else None
-            return chains.state.x
+                    mean = rate.mean().double()
+                    total, n = mean if total is None else total + mean, n + leg.n
+            self.acceptance_rate = None if total is None else (total / n).to(position.x.dtype)
+            return chains.x
 
     def sample(
         self,

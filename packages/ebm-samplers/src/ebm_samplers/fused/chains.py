@@ -85,12 +85,13 @@ class FusedChains(Chains):
     def state(self) -> State:
         """The present state; not modified when the chains go on."""
         energy = self.fused.energies(self.packed, self.offset)
-        x, gradient = self.packed[:, : self.fused.size], self.fused.gradients(self.packed)
-        return State(
-            torch.from_numpy(x.copy()).view(self.shape),
-            torch.from_numpy(energy),
-            torch.from_numpy(gradient.copy()).view(self.shape),
-        )
+        gradient = self.fused.gradients(self.packed).copy()
+        return State(self.x, torch.from_numpy(energy), torch.from_numpy(gradient).view(self.shape))
+
+    @property
+    def x(self) -> Tensor:
+        """The present positions, ``(chain, *event)``."""
+        return torch.from_numpy(self.packed[:, : self.fused.size].copy()).view(self.shape)
 
     def check(self) -> None:
         """Nothing: each leg has been looked at."""
@@ -172,10 +173,11 @@ class FusedChains(Chains):
 
     def _leg(self, run: Run, lengths: Array) -> Leg:
         """A launch's transitions, with statistics of all of them together."""
+        one = run.statistics.shape[2] == 1
         columns: dict[str, Callable[[], Array]] = {
-            "acceptance_rate": lambda: run.acceptance.sum(1),
-            "diverging": lambda: run.wild.sum(1) > 0,
-            "energy": lambda: run.hamiltonian[:, -1].copy(),
+            "acceptance_rate": lambda: run.acceptance[:, 0] if one else run.acceptance.sum(1),
+            "diverging": lambda: (run.wild[:, 0] if one else run.wild.sum(1)) > 0,
+            "energy": lambda: run.hamiltonian[:, -1],
         }
         statistics: dict[str, Tensor | int] = {
             name: int(lengths.sum()) if name == "n_steps" else torch.from_numpy(columns[name]())

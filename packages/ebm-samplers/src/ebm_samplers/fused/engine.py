@@ -120,6 +120,7 @@ class FusedEnergy:
         self.program, self.layout = lower(self.trace)
         self.n_operations = self.program.n_operations
         self._ones = np.ones((1, self.program.size), self.real)
+        self._betas = np.ones((1, 1), self.real)
         self.kernels: dict[tuple[str, int], Kernel] = {}
         self.checked: set[tuple[str, int]] = set()
 
@@ -251,14 +252,14 @@ class FusedEnergy:
             slots.statistics,
             np.empty(n_chains, self.real),
         )
-        leaps = 1.0 if lengths is None or n_steps == 0 else float(lengths.mean())
+        leaps = 1 if lengths is None or n_steps == 0 else int(lengths[0])  # about
         kernel(
             n_chains,
             n_chains * n_steps * (leaps * self.n_operations + 40 * self.size),
             parameters,
             offset,
             result.state,
-            np.ones((n_chains, 1), real) if beta is None else _plain(beta, real),
+            self._one_each(n_chains) if beta is None else _plain(beta, real),
             _plain(step_size, np.float64),
             np.ones(n_steps) if noise_scale is None else _plain(noise_scale, np.float64),
             np.ones(n_steps, np.int64) if lengths is None else _plain(lengths, np.int64),
@@ -282,6 +283,12 @@ class FusedEnergy:
             np.empty((n_chains, n_slots if keep_draws else 0, self.size), self.real),
             np.empty((4, n_chains, n_slots), self.real),
         )
+
+    def _one_each(self, n_chains: int) -> Array:
+        betas = self._betas
+        if len(betas) != n_chains:
+            betas = self._betas = np.ones((n_chains, 1), self.real)
+        return betas
 
     def _fresh(self, x: Array) -> Array:
         # zeros: a step of size 0 along a gradient that is not finite would give NaN
