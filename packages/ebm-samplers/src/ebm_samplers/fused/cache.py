@@ -162,6 +162,8 @@ def _environment() -> tuple[str, ...]:
     files = (
         package.parent / "philox.py",
         package / "arithmetic.py",
+        package / "loops.py",
+        package / "products.py",
         package / "kernels" / "noise.py",
     )
     features: Any = llvmlite.binding.get_host_cpu_features()

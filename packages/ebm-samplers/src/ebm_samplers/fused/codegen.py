@@ -7,11 +7,12 @@ loop counters, so that LLVM sees it may use SIMD.
 """
 
 import math
+from collections.abc import Sequence
 
 from ebm_samplers.fused.arithmetic import function_names
-from ebm_samplers.fused.graph import Expr, Index, reachable
+from ebm_samplers.fused.graph import Affine, Expr, Index, reachable
 from ebm_samplers.fused.kernels import compiled_text
-from ebm_samplers.fused.program import Nest, Program
+from ebm_samplers.fused.program import Loop, Nest, Product, Program
 from ebm_samplers.streams import Stream
 
 OPERATORS = {
@@ -78,6 +79,7 @@ def module_source(program: Program, sampler: str, lanes: int, double: bool, titl
         exp=names["exp"],
     )
     parts = (
+        helper_functions(program),
         energy_function(program, names),
         offset_function(program, names),
         compiled_text("tile"),
@@ -86,11 +88,21 @@ def module_source(program: Program, sampler: str, lanes: int, double: bool, titl
     return header + "\n\n".join(parts)
 
 
+def helper_functions(program: Program) -> str:
+    """Definitions of what the energy needs beside arithmetic."""
+    sizes = {(n.n_inner, n.n_outputs) for n in program.nests if isinstance(n, Product)}
+    lines = ["from ebm_samplers.fused.loops import keep_loops"]
+    lines += ["from ebm_samplers.fused.products import tile_product\n"] if sizes else []
+    lines += [f"product_{k}_{n} = tile_product({k}, {n}, L)" for k, n in sorted(sizes)]
+    return "\n".join(lines)
+
+
 def energy_function(program: Program, names: dict[str, str]) -> str:
     """The function that computes the tile's rows of energy and gradient."""
     lines = ["@compiled", "def energy_and_gradient(w, p):"]
     for nest in program.nests:
-        lines += _nest_lines(nest, names)
+        lines += _product_lines(nest) if isinstance(nest, Product) else _nest_lines(nest, names)
+    lines += ["    if L > 1:", "        keep_loops()"]
     return "\n".join(lines) + "\n"
 
 
@@ -106,31 +118,63 @@ def offset_function(program: Program, names: dict[str, str]) -> str:
     )
 
 
-def _nest_lines(nest: Nest, names: dict[str, str]) -> list[str]:
-    lines = []
-    indent = "    "
-    for loop in nest.loops:
+def _loop_lines(loops: Sequence[Loop]) -> tuple[list[str], str]:
+    lines, indent = [], "    "
+    for loop in loops:
         lines.append(
             f"{indent}for {loop.counter} in range({loop.start}, {loop.stop}, {loop.step}):"
         )
         indent += "    "
-    text = _Text(names, "real")
+    return lines, indent
+
+
+def _product_lines(product: Product) -> list[str]:
+    lines, indent = _loop_lines(product.loops)
+    call = f"product_{product.n_inner}_{product.n_outputs}"
+    return [*lines, f"{indent}{call}(w, p, {product.out}, {product.row}, {product.matrix})"]
+
+
+def _nest_lines(nest: Nest, names: dict[str, str]) -> list[str]:
     roots = [store.value for store in nest.stores]
+    lanes, loops = "range(L)", nest.loops
+    if loops and _in_step(nest, loops[-1].counter):
+        # rows that follow each other are one long row: fewer, longer loops for SIMD
+        lanes = f"range({loops[-1].start} * L, {loops[-1].stop} * L)"
+        at_zero, loops = loops[-1].counter, loops[:-1]
+    else:
+        at_zero = ""
+    lines, indent = _loop_lines(loops)
+    text = _Text(names, "real", at_zero)
     text.all(roots, varying=False)
     before = len(text.lines)
     values = text.all(roots, varying=True)
     lines += [indent + line for line in text.lines[:before]]
-    lines.append(f"{indent}for l in range(L):")
+    lines.append(f"{indent}for l in {lanes}:")
     indent += "    "
     lines += [indent + line for line in text.lines[before:]]
     for store, value in zip(nest.stores, values, strict=True):
-        place = f"w[{_times_lanes(store.row)} + l]"
+        place = text.place(store.row)
         if store.op in EXTREMA:
             value = _extremum(store.op, place, value)
         elif store.op:
             value = f"{place} {OPERATORS[store.op]} {value}"
         lines.append(f"{indent}{place} = {value}")
     return lines
+
+
+def _in_step(nest: Nest, counter: str) -> bool:
+    """Whether each turn of the innermost loop does to the next rows what the last did to its."""
+    if nest.loops[-1].step != 1:
+        return False
+    for node in reachable(store.value for store in nest.stores):
+        moves = [_rate(index, counter) for index in node.args if isinstance(index, int | Affine)]
+        if (node.op == "row" and moves != [1]) or (node.op == "param" and moves != [0]):
+            return False
+    return all(_rate(store.row, counter) == 1 for store in nest.stores)
+
+
+def _rate(index: Index, counter: str) -> int:
+    return 0 if isinstance(index, int) else dict(index.terms).get(counter, 0)
 
 
 def _times_lanes(index: Index) -> str:
@@ -140,9 +184,10 @@ def _times_lanes(index: Index) -> str:
 class _Text:
     """Assignments that compute expressions."""
 
-    def __init__(self, names: dict[str, str], real: str) -> None:
+    def __init__(self, names: dict[str, str], real: str, at_zero: str = "") -> None:
         self.names = names
         self.real = real
+        self.at_zero = at_zero
         self.lines: list[str] = []
         self.known: dict[int, str] = {}
 
@@ -162,6 +207,12 @@ class _Text:
                 self.lines.append(f"{name} = {value}")
         return [self.known.get(root.number, "") for root in roots]
 
+    def place(self, row: Index) -> str:
+        """The lane's element of a row; the counter ``at_zero`` is part of the lane's number."""
+        if isinstance(row, Affine) and self.at_zero:
+            row += Affine(0, ((self.at_zero, -1),))
+        return f"w[{_times_lanes(row)} + l]"
+
     def _value(self, node: Expr) -> str:
         if node.op == "const":
             number = float(node.args[0])
@@ -170,7 +221,7 @@ class _Text:
         if node.op == "bool":
             return str(node.args[0])
         if node.op == "row":
-            return f"w[{_times_lanes(node.args[0])} + l]"
+            return self.place(node.args[0])
         if node.op == "param":
             index = node.args[0]
             return f"p[{index}]" if self.real == "real" else f"np.float64(p[{index}])"

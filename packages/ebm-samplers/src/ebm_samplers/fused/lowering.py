@@ -7,11 +7,13 @@ costs the kernel nothing. Views are lowered in both cases: a matrix and its tran
 parameter.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from ebm_samplers.fused.algebra import refs, simplified
 from ebm_samplers.fused.graph import Expr, Index, Pool, TooLarge
 from ebm_samplers.fused.parameters import Parameters
 from ebm_samplers.fused.program import Array, Nest, Program, ravel
@@ -28,6 +30,7 @@ def lower(trace: Trace) -> tuple[Program, Parameters]:
     Raises:
         CannotFuse: If an operation is used in a form that no rule knows.
     """
+    trace = simplified(trace)
     try:
         return Lowering(trace, straight=True).program()
     except TooLarge:
@@ -44,7 +47,7 @@ class Lowering:
         self.dtype = trace.values[0].example.dtype
         self.out = Program(self.size, straight, self.pool)
         self.arrays: dict[int, Array] = {}
-        self.blocks: dict[int, int] = {}
+        self.blocks: dict[tuple[int, bool], int] = {}
         self.n_parameters = 0
         self.done: dict[str, Array] = {}
         self.uses = self._count_uses()
@@ -78,8 +81,9 @@ class Lowering:
         out.assign(2 * self.size, Array((), lambda index: energy, None, 1))
         out.assign(self.size, gradient)
         if out.straight:
-            out.nests[:] = [Nest((), tuple(store for nest in out.nests for store in nest.stores))]
-        return out, Parameters(tuple(self.blocks.items()), self.n_parameters)
+            nests = [nest for nest in out.nests if isinstance(nest, Nest)]
+            out.nests[:] = [Nest((), tuple(store for nest in nests for store in nest.stores))]
+        return out, Parameters(self.trace, self.blocks, self.n_parameters)
 
     def array(self, value: Any) -> Array:
         """A value of the trace, or a number, as an array."""
@@ -167,7 +171,7 @@ class Lowering:
                     self, *self._arguments(value.call), **_settings(value.call)
                 )
                 if view.shape == tuple(value.example.shape):
-                    return view
+                    return replace(view, number=number)
             except (AttributeError, TypeError, NotImplementedError):
                 pass  # computed by torch, as all else
         shape, pool = tuple(value.example.shape), self.pool
@@ -182,31 +186,33 @@ class Lowering:
             element = pool.param(self._block(number) + index)
             return pool("ne", element, pool.const(0.0)) if boolean else element
 
-        return Array(shape, lambda index: flat(ravel(index, shape)), flat, 0, False, boolean)
+        return Array(
+            shape, lambda index: flat(ravel(index, shape)), flat, 0, False, boolean, number
+        )
 
-    def _block(self, number: int) -> int:
-        if number not in self.blocks:
-            self.blocks[number] = self.n_parameters
+    def packed(self, array: Array, turned: bool = False) -> Array:
+        """Matrices that no lane changes, as a block of parameters in C order.
+
+        Args:
+            array: With a number, ``(..., m, n)``.
+            turned: Whether to swap the last two axes.
+        """
+        assert array.number is not None
+        first = self._block(array.number, turned)
+        *lead, m, n = array.shape
+        shape = (*lead, n, m) if turned else array.shape
+
+        def flat(index: Index) -> Expr:
+            return self.pool.param(first + index)
+
+        return Array(shape, lambda index: flat(ravel(index, shape)), flat, 0, False)
+
+    def _block(self, number: int, turned: bool = False) -> int:
+        key = (number, turned)
+        if key not in self.blocks:
+            self.blocks[key] = self.n_parameters
             self.n_parameters += self.trace.values[number].example.numel()
-        return self.blocks[number]
-
-
-def refs(call: Call) -> list[Ref]:
-    """The values that a call uses."""
-    found: list[Ref] = []
-
-    def look(tree: Any) -> None:
-        if isinstance(tree, Ref):
-            found.append(tree)
-        elif isinstance(tree, tuple | list):
-            for part in tree:
-                look(part)
-        elif isinstance(tree, dict):
-            look(list(tree.values()))
-
-    look(call.args)
-    look(call.kwargs)
-    return found
+        return self.blocks[key]
 
 
 def _settings(call: Call) -> dict[str, Any]:

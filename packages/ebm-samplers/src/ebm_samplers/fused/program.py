@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ebm_samplers.fused.graph import Affine, Expr, Index, Pool, reachable
+from ebm_samplers.fused.graph import HEAVY, Affine, Expr, Index, Pool, reachable
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Array:
     Attributes: shape: Lengths of the axes. load: The expression at an index (one entry an axis).
         flat: The expression at an index into the flattened array, where that is as direct; else
         None. cost: Roughly the work of one load; 0 for what is stored. varies: Whether it depends
-        on the lane. boolean: Whether elements are truth values.
+        on the lane. boolean: Whether elements are truth values. number: The value of the trace
+        whose elements, in C order, these are, if no lane changes them.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +37,7 @@ class Array:
     cost: int = 0
     varies: bool = True
     boolean: bool = False
+    number: int | None = None
 
     @property
     def size(self) -> int:
@@ -81,6 +83,21 @@ class Nest:
     stores: tuple[Store, ...]
 
 
+@dataclass(frozen=True)
+class Product:
+    """Loops, within which rows ``out + j`` become Σ_k row ``row + k`` times a parameter.
+
+    The parameter is number ``matrix + k * n_outputs + j``.
+    """
+
+    loops: tuple[Loop, ...]
+    out: Index
+    row: Index
+    matrix: Index
+    n_inner: int
+    n_outputs: int
+
+
 ROWS_AT_ONCE, TERMS_AT_ONCE, UNROLLED = 4, 4, 64
 
 
@@ -95,7 +112,7 @@ class Program:
     size: int
     straight: bool
     pool: Pool
-    nests: list[Nest] = field(default_factory=list)
+    nests: list[Nest | Product] = field(default_factory=list)
     n_rows: int = 0
     offset: Expr | None = None
     counters: Iterable[int] = field(default_factory=itertools.count)
@@ -108,7 +125,11 @@ class Program:
         """Scalar operations of one evaluation, loops counted as often as they run."""
         return sum(
             math.prod(len(range(loop.start, loop.stop, loop.step)) for loop in nest.loops)
-            * len(reachable(store.value for store in nest.stores))
+            * (
+                2 * nest.n_inner * nest.n_outputs
+                if isinstance(nest, Product)
+                else len(reachable(store.value for store in nest.stores))
+            )
             for nest in self.nests
         )
 
@@ -193,10 +214,12 @@ class Program:
             return self.stored(Array(shape, combined, None, 2 * len(inners), varies))
         base = self.allocate(math.prod(shape))
         self.assign(base, Array(shape, lambda index: pool.const(start), None, 1))
-        for loops, indices in self._blocks(shape, ROWS_AT_ONCE):
-            for inner_loops, inner_indices in self._blocks(
-                over, TERMS_AT_ONCE if len(indices) > 1 else 8
-            ):
+        # one by one where a term is long: LLVM inlines, and makes SIMD code of, few calls at once
+        first = load(*((0,) * len(axes) for axes in (shape, over)))
+        heavy = any(node.op in HEAVY for node in reachable([first]))
+        for loops, indices in self._blocks(shape, 1 if heavy else ROWS_AT_ONCE):
+            terms = 1 if heavy else TERMS_AT_ONCE if len(indices) > 1 else 8
+            for inner_loops, inner_indices in self._blocks(over, terms):
                 stores = []
                 for index in indices:
                     terms = [load(index, inner) for inner in inner_indices]
@@ -206,6 +229,17 @@ class Program:
                     stores.append(Store(base + ravel(index, shape), value, op))
                 self.nests.append(Nest((*loops, *inner_loops), tuple(stores)))
         return self.rows(base, shape)
+
+    def product(self, a: Array, b: Array) -> Array:
+        """``(..., m, k)`` rows times ``(..., k, n)`` parameters, both in C order."""
+        *lead, m, k = a.shape
+        n = b.shape[-1]
+        base = self.allocate(math.prod(lead) * m * n)
+        loops, index = self._loops((*lead, m))
+        row, matrix = a.load((*index, 0)).args[0], b.load((*index[:-1], 0, 0)).args[0]
+        out = base + ravel((*index, 0), (*lead, m, n))
+        self.nests.append(Product(loops, out, row, matrix, k, n))
+        return self.rows(base, (*lead, m, n))
 
     def _loops(self, shape: tuple[int, ...]) -> tuple[tuple[Loop, ...], tuple[Index, ...]]:
         loops: list[Loop] = []

@@ -31,6 +31,16 @@ from ebm_core.energy import EnergyFunction, evaluation_mode
 
 aten = torch.ops.aten
 
+SHAPE_ONLY = {
+    aten.ones_like.default,
+    aten.zeros_like.default,
+    aten.full_like.default,
+    aten.new_ones.default,
+    aten.new_zeros.default,
+    aten.new_full.default,
+}
+"""Operations that look at the shape of a tensor alone."""
+
 STRIDED = {aten.as_strided.default, aten.as_strided_scatter.default}
 
 
@@ -95,11 +105,16 @@ class Value:
 
 @dataclass
 class Trace:
-    """The record of an energy and its gradient at one state; value 0 is the state."""
+    """The record of an energy and its gradient at one state; value 0 is the state.
+
+    Attributes: values: All tensors. energy, gradient: Which they are. symmetric: Matrices that must
+        stay positive definite and well-conditioned, see `algebra`.
+    """
 
     values: list[Value] = field(default_factory=list)
     energy: Ref = Ref(0)
     gradient: Ref = Ref(0)
+    symmetric: list[Ref] = field(default_factory=list)
 
     @property
     def leaves(self) -> list[Leaf]:
@@ -229,6 +244,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not varies and function is aten._local_scalar_dense.default:
             return result  # a parameter's number: the checks at each call notice its changes
         fixed = all(value.fixed for value in values)
+        if function in SHAPE_ONLY:
+            varies, fixed = False, True
         call = Call(function, self._replaced(args), self._replaced(kwargs), _place())
         parts = result if isinstance(result, tuple | list) else (result,)
         for part, tensor in enumerate(parts):

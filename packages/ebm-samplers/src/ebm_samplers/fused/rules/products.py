@@ -1,11 +1,12 @@
 """Matrix products, and triangular systems."""
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ebm_samplers.fused.graph import Expr, Index
+from ebm_samplers.fused.graph import Affine, Expr, Index
 from ebm_samplers.fused.program import Array, listed
 from ebm_samplers.fused.rules.elementwise import broadcast, elementwise
 from ebm_samplers.fused.rules.registry import rule
@@ -23,6 +24,14 @@ def product(low: "Lowering", a: Array, b: Array) -> Array:
     if b.varies:
         b = low.out.stored(b)
     lead, m, k, n = a.shape[:-2], a.shape[-2], a.shape[-1], b.shape[-1]
+    if not low.out.straight and k > 1:
+        if a.varies and b.number is not None and not b.boolean:
+            return low.out.product(_in_order(low, a), low.packed(b))
+        if b.varies and a.number is not None and n == 1 and not a.boolean:
+            turned = low.out.product(
+                _in_order(low, reshaped(low, b, (*lead, 1, k))), low.packed(a, turned=True)
+            )
+            return reshaped(low, turned, (*lead, m, 1))
 
     def load(index: tuple[Index, ...], inner: tuple[Index, ...]) -> Expr:
         *batch, i, j = index
@@ -31,6 +40,15 @@ def product(low: "Lowering", a: Array, b: Array) -> Array:
     if k == 1:
         return Array((*lead, m, n), lambda index: load(index, (0,)), None, 1, a.varies or b.varies)
     return low.out.reduce("add", 0.0, (*lead, m, n), (k,), load)
+
+
+def _in_order(low: "Lowering", a: Array) -> Array:
+    """The array, in rows of the tile that follow each other along the last axis."""
+    probe = Affine(0, (("k", 1),))
+    start, along = (a.load((*(0,) * (len(a.shape) - 1), last)) for last in (0, probe))
+    if start.op == along.op == "row" and along.args[0] == start.args[0] + probe:
+        return a
+    return low.out.stored(replace(a, cost=1))
 
 
 @rule(aten.mm.default, aten.bmm.default)
