@@ -32,6 +32,7 @@ class Whitened(EnergyFunction):
         return 0.5 * ((x - self.centre) @ self.whitening.mT).square().sum(-1)
 
 
+TRIANGLE = torch.linalg.cholesky(P @ P.T + torch.eye(D))
 linear = nn.functional.linear
 # the energy, multiplications as written (forward and backward), and as they should be
 ENERGIES = {
@@ -49,6 +50,17 @@ ENERGIES = {
     "composed": (as_energy(lambda x: ((x @ P) @ Q).exp().sum(1)), 4 * D**2, 2 * D**2),
     "not composed": (as_energy(lambda x: ((x @ P).sin() @ Q).exp().sum(1)), 4 * D**2, 4 * D**2),
     "vector": (as_energy(lambda x: (x @ P) @ CENTRE), D**2 + D, D),
+    "distribution": (
+        as_energy(
+            lambda x: (
+                -torch.distributions.MultivariateNormal(
+                    CENTRE, scale_tril=TRIANGLE, validate_args=False
+                ).log_prob(x)
+            )
+        ),
+        2 * D**2,
+        D**2,
+    ),
     "two vectors": (as_energy(lambda x: (x @ P * (x.cos() @ Q)).sum(1)), 4 * D**2, 4 * D**2),
 }
 

@@ -18,7 +18,9 @@ from ebm_samplers.fused.graph import Expr, Index, Pool, TooLarge
 from ebm_samplers.fused.parameters import Parameters
 from ebm_samplers.fused.program import Array, Nest, Program, ravel
 from ebm_samplers.fused.rules import RULES, VIEWS
-from ebm_samplers.fused.trace import Call, CannotFuse, Ref, Trace, Value
+from ebm_samplers.fused.trace import Call, CannotFuse, Ref, Trace, Value, aten
+
+INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 STRAIGHT_LIMIT = 1500
 """Expressions (loads included) up to which an energy is compiled without loops."""
@@ -145,6 +147,9 @@ class Lowering:
             raise CannotFuse(
                 f"{call.function} gave {array.shape}, not {tuple(example.shape)}{call.place}"
             )
+        counted = call.function in (aten.sum.default, aten.sum.dim_IntList)
+        if counted and example.dtype == torch.int64:  # of truth values; exact as real numbers
+            return
         if example.dtype != (torch.bool if array.boolean else self.dtype):
             raise CannotFuse(
                 f"{call.function} computes {example.dtype} from a state of {self.dtype}{call.place}"
@@ -153,9 +158,9 @@ class Lowering:
     def _arguments(self, call: Call) -> list[Any]:
         def replaced(argument: Any) -> Any:
             if isinstance(argument, Ref):
-                integer = not self.trace.values[argument.index].example.dtype.is_floating_point
-                boolean = self.trace.values[argument.index].example.dtype == torch.bool
-                return argument if integer and not boolean else self.array(argument)
+                value = self.trace.values[argument.index]
+                index = not value.varies and value.example.dtype in INTEGERS
+                return argument if index else self.array(argument)
             if isinstance(argument, tuple | list):
                 return [replaced(part) for part in argument]
             return argument

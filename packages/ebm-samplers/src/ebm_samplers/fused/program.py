@@ -215,11 +215,11 @@ class Program:
         base = self.allocate(math.prod(shape))
         self.assign(base, Array(shape, lambda index: pool.const(start), None, 1))
         # one by one where a term is long: LLVM inlines, and makes SIMD code of, few calls at once
-        first = load(*((0,) * len(axes) for axes in (shape, over)))
-        heavy = any(node.op in HEAVY for node in reachable([first]))
+        sample = load((0,) * len(shape), (0,) * len(over))
+        heavy = any(node.op in HEAVY for node in reachable([sample]))
         for loops, indices in self._blocks(shape, 1 if heavy else ROWS_AT_ONCE):
-            terms = 1 if heavy else TERMS_AT_ONCE if len(indices) > 1 else 8
-            for inner_loops, inner_indices in self._blocks(over, terms):
+            at_once = 1 if heavy else TERMS_AT_ONCE if len(indices) > 1 else 8
+            for inner_loops, inner_indices in self._blocks(over, at_once):
                 stores = []
                 for index in indices:
                     terms = [load(index, inner) for inner in inner_indices]

@@ -195,6 +195,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.trace = Trace()
         self.refs: dict[int, Ref] = {}  # by id; the tensors are kept alive by trace.values
         self.kept: list[Tensor] = []
+        self.inverses: dict[Any, Tensor] = {}
         self.owners: dict[int, Leaf] = {}
         for module in energy.modules():
             stores: Any = (module._parameters, module._buffers)
@@ -232,6 +233,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._in_place(function, args, kwargs)
         if varies and function in STRIDED and not _plain(args[0]):
             raise CannotFuse(f"{_name(function)} looks at the memory behind a view{_place()}")
+        if varies and function is aten.linalg_solve_triangular.default and not values[0].varies:
+            return self._solved(*args, **kwargs)
         if varies and function not in self.known:
             taken_apart = self._taken_apart(function, args, kwargs)
             if taken_apart is not NotImplemented:
@@ -252,6 +255,25 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(tensor, Tensor) and id(tensor) not in self.refs:
                 self._add(Value(tensor, call, part, None, varies, fixed))
         return result
+
+    def _solved(
+        self, a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+    ) -> Tensor:
+        """A triangular system as a product with the inverse, which torch computes at each call.
+
+        The system with the transposed matrix, in the backward pass, uses the same inverse.
+        """
+        lower = a.mT if upper else a
+        key = (lower.data_ptr(), lower.shape, lower.stride(), unitriangular)
+        with self:
+            if key not in self.inverses:
+                lower = a.transpose(-2, -1) if upper else a
+                identity = torch.eye(a.shape[-1], dtype=a.dtype).expand(a.shape)
+                self.inverses[key] = torch.linalg.solve_triangular(
+                    lower, identity, upper=False, unitriangular=unitriangular
+                )
+            inverse = self.inverses[key].transpose(-2, -1) if upper else self.inverses[key]
+            return inverse @ b if left else b @ inverse
 
     def _in_place(self, function: Any, args: Any, kwargs: Any) -> Tensor:
         """An operation on a temporary of the backward pass, as one that makes a new tensor."""

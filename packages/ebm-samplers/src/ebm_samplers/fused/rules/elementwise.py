@@ -106,12 +106,22 @@ def formula(
 
 def _simple(op: str, *functions: Any, boolean: bool = False, swap: bool = False) -> None:
     """One operator of `Pool`; ``swap`` turns its two arguments round."""
-    masks = (0, 1) if op in ("and", "or") else ()
     work = 8 if op in HEAVY else 1
 
-    @formula(*functions, work=work, boolean=boolean, masks=masks)
+    @formula(*functions, work=work, boolean=boolean)
     def lowered(p: Pool, *a: Expr) -> Expr:
         return p(op, *(a[::-1] if swap else a))
+
+
+def _logical(op: str, *functions: Any) -> None:
+    """An operator on truth values."""
+
+    @rule(*functions)
+    def lowered(low: "Lowering", *args: Any) -> Array:
+        arrays = [low.array(a) for a in args]
+        if not all(a.boolean for a in arrays):
+            raise NotImplementedError(f'"{op}" of numbers')
+        return elementwise(low, lambda *e: low.pool(op, *e), *arrays, boolean=True, masks=(0, 1))
 
 
 for _op in (
@@ -119,8 +129,7 @@ for _op in (
     "atan", "asin", "acos", "floor",
 ):  # fmt: skip
     _simple(_op, getattr(aten, _op).default)
-for _op in ("mul", "div"):
-    _simple(_op, getattr(aten, _op).Tensor, getattr(aten, _op).Scalar)
+_simple("div", aten.div.Tensor, aten.div.Scalar)
 _simple("max", aten.maximum.default)
 _simple("min", aten.minimum.default)
 for _op in ("lt", "le", "eq", "ne"):
@@ -129,8 +138,16 @@ for _op, _turned in (("lt", "gt"), ("le", "ge")):
     _simple(
         _op, getattr(aten, _turned).Tensor, getattr(aten, _turned).Scalar, boolean=True, swap=True
     )
-_simple("and", aten.logical_and.default, aten.bitwise_and.Tensor, boolean=True)
-_simple("or", aten.logical_or.default, aten.bitwise_or.Tensor, boolean=True)
+_logical("and", aten.logical_and.default, aten.bitwise_and.Tensor)
+_logical("or", aten.logical_or.default, aten.bitwise_or.Tensor)
+
+
+@rule(aten.mul.Tensor, aten.mul.Scalar)
+def _mul(low: "Lowering", *args: Any) -> Array:
+    arrays = [low.array(a) for a in args]
+    if all(a.boolean for a in arrays):
+        return elementwise(low, lambda *e: low.pool("and", *e), *arrays, boolean=True, masks=(0, 1))
+    return elementwise(low, lambda *e: low.pool("mul", *e), *arrays)
 
 
 def _times(p: Pool, a: Expr, alpha: Expr | float | None) -> Expr:
@@ -153,6 +170,13 @@ def _sub(p: Pool, a: Expr, b: Expr, alpha: Expr | float | None = None) -> Expr:
 @formula(aten.rsub.Scalar, aten.rsub.Tensor)
 def _rsub(p: Pool, a: Expr, b: Expr, alpha: Expr | float | None = None) -> Expr:
     return p("sub", b, _times(p, a, alpha))
+
+
+@formula(aten.xlogy.Tensor, aten.xlogy.Scalar_Other, aten.xlogy.Scalar_Self, work=8)
+def _xlogy(p: Pool, a: Expr, b: Expr) -> Expr:
+    zero = p.const(0.0)
+    product = p("where", p("eq", a, zero), zero, p("mul", a, p("log", b)))
+    return p("where", p("isnan", b), b, product)
 
 
 @formula(aten.reciprocal.default)

@@ -1,14 +1,11 @@
-"""Matrix products, and triangular systems."""
+"""Matrix products."""
 
-import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ebm_samplers.fused.graph import Affine, Expr, Index
-from ebm_samplers.fused.program import Array, listed
-from ebm_samplers.fused.rules.elementwise import broadcast, elementwise
+from ebm_samplers.fused.program import Array
+from ebm_samplers.fused.rules.elementwise import elementwise
 from ebm_samplers.fused.rules.registry import rule
 from ebm_samplers.fused.rules.views import reshaped
 from ebm_samplers.fused.trace import aten
@@ -79,32 +76,3 @@ def _dot(low: "Lowering", a: Array, b: Array) -> Array:
     return reshaped(
         low, product(low, reshaped(low, a, (1, *a.shape)), reshaped(low, b, (*b.shape, 1))), ()
     )
-
-
-@rule(aten.linalg_solve_triangular.default)
-def _solve_triangular(
-    low: "Lowering",
-    a: Array,
-    b: Array,
-    *,
-    upper: bool,
-    left: bool = True,
-    unitriangular: bool = False,
-) -> Array:
-    if not low.out.straight or not left:
-        raise NotImplementedError("triangular systems from the right, or in an energy of this size")
-    p = low.pool
-    lead, (n, k) = np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), b.shape[-2:]
-    a, b = broadcast(a, (*lead, n, n)), broadcast(b, (*lead, n, k))
-    cells: dict[tuple[int, ...], Expr] = {}
-    for *batch, j in itertools.product(*map(range, (*lead, k))):
-        solved: list[int] = []
-        for i in reversed(range(n)) if upper else range(n):
-            total = b.load((*batch, i, j))
-            for m in solved:
-                total = p("sub", total, p("mul", a.load((*batch, i, m)), cells[(*batch, m, j)]))
-            cells[(*batch, i, j)] = (
-                total if unitriangular else p("div", total, a.load((*batch, i, i)))
-            )
-            solved.append(i)
-    return listed([cells[index] for index in itertools.product(*map(range, b.shape))], b.shape)

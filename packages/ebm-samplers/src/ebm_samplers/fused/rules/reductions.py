@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebm_samplers.fused.graph import Expr, Index
 from ebm_samplers.fused.program import Array
-from ebm_samplers.fused.rules.elementwise import elementwise
+from ebm_samplers.fused.rules.elementwise import as_numbers, elementwise
 from ebm_samplers.fused.rules.registry import RULES, Rule, rule
 from ebm_samplers.fused.rules.views import reshaped, squeeze
 from ebm_samplers.fused.trace import aten
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def _reduced(low: "Lowering", op: str, start: float, a: Array, axes: Any, keep: bool) -> Array:
+    a = as_numbers(low, a)
     n = len(a.shape)
     gone = sorted(
         range(n)
@@ -32,9 +33,8 @@ def _reduced(low: "Lowering", op: str, start: float, a: Array, axes: Any, keep: 
         return a.load(tuple(full))
 
     if math.prod(over) == 1:
-        result = Array(shape, lambda index: load(index, (0,) * len(over)), a.flat, a.cost, a.varies)
-    elif a.boolean:
-        raise NotImplementedError("a reduction of truth values")
+        one = (0,) * len(over)
+        result = Array(shape, lambda index: load(index, one), a.flat, a.cost, a.varies)
     else:
         result = low.out.reduce(op, start, shape, over, load, a.varies)
     return (
@@ -47,6 +47,28 @@ def _reduced(low: "Lowering", op: str, start: float, a: Array, axes: Any, keep: 
 @rule(aten.sum.dim_IntList, aten.sum.default)
 def _sum(low: "Lowering", a: Array, axes: Any = None, keepdim: bool = False, **_: Any) -> Array:
     return _reduced(low, "add", 0.0, a, axes, keepdim)
+
+
+@rule(aten.any.default, aten.any.dim, aten.any.dims)
+def _any(low: "Lowering", a: Array, axes: Any = None, keepdim: bool = False) -> Array:
+    count = _reduced(low, "add", 0.0, _truth(low, a), axes, keepdim)
+    return elementwise(low, lambda e: low.pool("ne", e, low.pool.const(0.0)), count, boolean=True)
+
+
+@rule(aten.all.default, aten.all.dim, aten.all.dims)
+def _all(low: "Lowering", a: Array, axes: Any = None, keepdim: bool = False) -> Array:
+    p = low.pool
+    false = elementwise(
+        low, lambda e: p("where", e, p.const(0.0), p.const(1.0)), _truth(low, a), masks=(0,)
+    )
+    count = _reduced(low, "add", 0.0, false, axes, keepdim)
+    return elementwise(low, lambda e: p("eq", e, p.const(0.0)), count, boolean=True)
+
+
+def _truth(low: "Lowering", a: Array) -> Array:
+    if a.boolean:
+        return a
+    return elementwise(low, lambda e: low.pool("ne", e, low.pool.const(0.0)), a, boolean=True)
 
 
 @rule(aten.linalg_vector_norm.default)
