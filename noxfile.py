@@ -20,6 +20,12 @@ COMPONENTS = ("ebm-energies", "ebm-samplers", "ebm-losses", "ebm-models", "ebm-u
 PACKAGES = ("ebm-core", *COMPONENTS)
 SOURCES = [str(ROOT / "packages" / name / "src") for name in PACKAGES]
 TORCH = "torch==2.13.0"
+RIVALS = {
+    "torch": (TORCH,),
+    "torchebm": (TORCH, "torchebm==0.8.9"),
+    "blackjax": ("blackjax",),
+    "jax": ("jax",),
+}
 UNCONSTRAINED = {"UV_CONSTRAINT": None, "PIP_CONSTRAINT": None}
 OWN_PYTHON = {"UV_PYTHON": None}  # else hatch installs its build backend into nox's environment
 CACHED_BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}  # where several processes import torch
@@ -155,12 +161,20 @@ def demo(session: nox.Session) -> None:
     run_demo(session)
 
 
-@nox.session(requires=["build"])
+@nox.session(name="bench-rival")
+@nox.parametrize("rival", RIVALS, ids=RIVALS)
+def bench_rival(session: nox.Session, rival: str) -> None:
+    """The environment of one rival of the benchmarks, from released packages."""
+    session.install(*RIVALS[rival], env=UNCONSTRAINED)
+
+
+@nox.session(requires=["build", "bench-rival"])
 def bench(session: nox.Session) -> None:
-    """Measure: every script of benchmarks/, or those named (`-- chains`)."""
+    """Measure: every script of benchmarks/, or one with its options (`-- chains --quick`)."""
     session.install(*wheels(*PACKAGES))
-    for name in session.posargs or sorted(path.stem for path in Path("benchmarks").glob("*.py")):
-        session.run("python", f"benchmarks/{name}.py")
+    name, *options = session.posargs or ("",)
+    for path in sorted(Path("benchmarks").glob(f"{name or '*'}.py")):
+        session.run("python", str(path), *options, env=CACHED_BYTECODE)
 
 
 def group(name: str, package: str | None = None) -> tuple[str, ...]:

@@ -1,70 +1,242 @@
-"""Chain-steps per second of each sampler on a 2-D double well.
+"""Chain-steps per second of the samplers, against TorchEBM, BlackJAX, JAX and PyTorch by hand.
 
-One chain-step is one transition of one chain; an HMC transition has ten leapfrog steps. Each cell
-is the median of interleaved repetitions on one thread, after one that is not counted. No rival is
-measured yet.
+A chain-step is one transition of one chain; an HMC transition has ten leapfrogs. A cell is a method
+on a target with a number of chains; it is measured on one pinned core, then on all. Each rival is a
+process in an environment of its own (see `rivals`), and only one is awake at any time. For each
+cell all rivals are prepared (compiled, calibrated to a fixed time), checked (the law of their
+states a few steps from a common start must be that of the plain PyTorch loop), and then timed in
+turn, five times; medians count. Results are kept after each cell, so that a run that stops loses
+nothing: ``--resume`` goes on, ``--rivals jax`` measures that rival anew.
+
+Beside the cells: the time to compile and to load a kernel, each in a fresh process; how fast
+normals alone are made, the ceiling of any sampler; and what a call of ``sample_chain`` costs beside
+its steps.
+
+    nox -s bench -- chains [--quick] [--resume] [--rivals NAME ...] [--settings NAME ...]
+
+``--report`` only writes the table of docs/benchmarks.md from the results kept.
 """
 
+import argparse
 import json
-import platform
-from collections.abc import Callable
+import math
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from typing import Any
 
-import torch
-from torch import Tensor
+from harness.machine import machine
+from harness.processes import RivalError, WorkerProcess
+from harness.report import write_page
+from rivals.cells import CHAINS, METHODS, TARGETS, Cell, cells
 
-from ebm_energies import DoubleWell
-from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics
-
-CHAINS = (1, 100, 10_000)
-REPETITIONS = 5
-SECONDS = 0.3  # aimed at by a repetition
-RESULTS = Path(__file__).parent / "results" / "chains.json"
-
-
-def seconds(run: Callable[[Tensor, int], Tensor], x: Tensor, n_steps: int) -> float:
-    """The wall time of one call."""
-    start = perf_counter()
-    run(x, n_steps)
-    return perf_counter() - start
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+RIVALS = ("ours", "torch", "torchebm", "blackjax", "jax")
+REFERENCE = "torch"
+"""Whose states the others are compared with."""
+SUSPICIOUS = 5.0
+"""Standard errors between two means that make a cell wrong."""
 
 
-def measure() -> dict[str, dict[int, float]]:
-    """Chain-steps per second, by sampler and number of chains."""
-    energy = DoubleWell()
-    samplers = {
-        "LangevinDynamics": LangevinDynamics(energy, step_size=0.01),
-        "MALA": MALA(energy, step_size=0.01),
-        "HamiltonianMonteCarlo": HamiltonianMonteCarlo(energy, step_size=0.1, n_leapfrog_steps=10),
-    }
-    cells = [(name, chains) for name in samplers for chains in CHAINS]
-    starts = {chains: torch.randn(chains, 2) for chains in CHAINS}
-    steps: dict[tuple[str, int], int] = {}
-    for name, chains in cells:
-        one = seconds(samplers[name].sample_chain, starts[chains], 10) / 10
-        steps[name, chains] = max(10, int(SECONDS / one))
-    rates: dict[tuple[str, int], list[float]] = {cell: [] for cell in cells}
-    for _ in range(REPETITIONS):
-        for name, chains in cells:
-            n_steps = steps[name, chains]
-            elapsed = seconds(samplers[name].sample_chain, starts[chains], n_steps)
-            rates[name, chains].append(chains * n_steps / elapsed)
-    return {name: {chains: median(rates[name, chains]) for chains in CHAINS} for name in samplers}
+class Benchmark:
+    """A run: its options and what it has found so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.file = RESULTS / ("chains-quick.json" if options.quick else "chains.json")
+        kept = options.resume or options.report or set(options.rivals) != set(RIVALS)
+        self.found: dict[str, Any] = (
+            json.loads(self.file.read_text()) if kept and self.file.exists() else {}
+        )
+        self.found.setdefault("cells", {})
+        cores = sorted(os.sched_getaffinity(0))
+        self.settings = {"one core": {cores[-1]}, "all cores": set(cores)}
+        self.kernels = tempfile.mkdtemp(prefix="kernels_", dir=options.scratch)
+        self.began = time.monotonic()
+
+    def run(self) -> None:
+        """Measure everything that the options ask for."""
+        self.found["machine"] = machine()
+        self.found["repetitions"] = self.options.repetitions
+        self.found["seconds"] = self.options.seconds
+        for name in self.options.settings:
+            with ExitStack() as stack:
+                workers = {
+                    rival: stack.enter_context(self.worker(rival, self.settings[name]))
+                    for rival in self.options.rivals
+                }
+                self.versions(workers)
+                if "ours" in workers:
+                    try:
+                        self.alone(name, workers["ours"])
+                    except RivalError as error:
+                        self.say(f"ours: {error}")
+                for cell in self.chosen_cells():
+                    self.measure(name, cell, workers)
+        if "ours" in self.options.rivals and "compile" in self.options.parts:
+            self.compilation()
+        self.say(f"done in {(time.monotonic() - self.began) / 60:.1f} minutes: {self.file}")
+
+    def worker(self, rival: str, cores: set[int], kernels: str | None = None) -> WorkerProcess:
+        """A process for a rival."""
+        python = sys.executable
+        if rival != "ours":
+            python = str(ROOT / self.options.environments.format(rival) / "bin" / "python")
+        return WorkerProcess(
+            rival, python, cores, {"EBM_SAMPLERS_CACHE_DIR": kernels or self.kernels}
+        )
+
+    def chosen_cells(self) -> list[Cell]:
+        """The cells of this run."""
+        if not self.options.quick:
+            return cells()
+        return [Cell(m, "double well", n) for m in METHODS for n in CHAINS] + [
+            Cell("ULA", "AR .9, 100-D", 100)
+        ]
+
+    def versions(self, workers: dict[str, WorkerProcess]) -> None:
+        """Note the versions of all rivals."""
+        for rival, worker in list(workers.items()):
+            try:
+                answer = worker.ask("info")
+                self.found.setdefault("versions", {})[rival] = answer["versions"]
+            except RivalError as error:
+                self.say(f"{rival} does not start: {error}")
+                del workers[rival]
+
+    def measure(self, setting: str, cell: Cell, workers: dict[str, WorkerProcess]) -> None:
+        """One cell: prepare and check all rivals, then time them in turn."""
+        kept = self.found["cells"].setdefault(setting, {}).setdefault(str(cell), {})
+        wanted = [name for name in workers if not (self.options.resume and name in kept)]
+        fresh = {name: self.prepared(workers[name], cell) for name in wanted}
+        able = [name for name in wanted if "seconds" in fresh[name]]
+        for _ in range(self.options.repetitions):
+            for name in list(able):
+                entry = fresh[name]
+                if sum(entry["seconds"]) > self.options.patience:
+                    continue
+                try:
+                    answer = workers[name].ask("time")
+                    entry["seconds"].append(answer["seconds"])
+                    entry["cpu"].append(answer["cpu"])
+                except RivalError as error:
+                    entry["error"] = str(error)
+                    able.remove(name)
+        for name in able:
+            entry = fresh[name]
+            rates = sorted(entry["steps"] * cell.chains / s for s in entry["seconds"])
+            busy = sum(entry["cpu"]) / sum(entry["seconds"])
+            entry.update(rate=median(rates), low=rates[0], high=rates[-1], busy=busy)
+        kept.update(fresh)
+        compare(kept)
+        rates = (f"{name} {kept[name].get('rate', math.nan):.3g}" for name in wanted)
+        wrong = (f" [{name} is WRONG]" for name in wanted if kept[name].get("wrong"))
+        self.say(f"{setting:9} {cell!s:32} {', '.join(rates)}{''.join(wrong)}")
+        self.save()
+
+    def prepared(self, worker: WorkerProcess, cell: Cell) -> dict[str, Any]:
+        """A rival that is ready to be timed, or why it is not."""
+        wanted = [cell.method, cell.target, cell.chains]
+        try:
+            entry = worker.ask("prepare", 120, cell=wanted, seconds=self.options.seconds)
+            if cell.chains == 100 or (cell.chains > 100 and cell.dim == 2):
+                entry["moments"] = worker.ask("check")["moments"]
+        except RivalError as error:
+            return {"error": str(error)}
+        return {**entry, "seconds": [], "cpu": [], "date": machine()["date"]}
+
+    def alone(self, setting: str, ours: WorkerProcess) -> None:
+        """The ceiling of the noise, and the cost of a call.
+
+        Raises:
+            RivalError: If it cannot be measured.
+        """
+        ceiling = {str(n): ours.ask("noise", chains=n, seconds=1.0)["rate"] for n in CHAINS}
+        self.found.setdefault("normals", {})[setting] = ceiling
+        self.say(f"{setting}: normals/s " + ", ".join(f"{n} {r:.3g}" for n, r in ceiling.items()))
+        if len(ours.cores) == 1 and "overhead" in self.options.parts:
+            for target in ("double well", "MLP 2-64-64-1"):
+                for method in METHODS:
+                    request = {"target": target, "method": method, "chains": 100}
+                    answer = ours.ask("overhead", 120, repetitions=300, **request)
+                    self.found.setdefault("overhead", {})[f"{method} | {target}"] = answer
+                    cost = 1e6 * (answer["call"] - answer["step"])
+                    self.say(f"a call of {method} on {target} costs {cost:.0f} µs beside its steps")
+        self.save()
+
+    def compilation(self) -> None:
+        """First call in a fresh process, without and with kernels on disk."""
+        targets = ("double well",) if self.options.quick else tuple(TARGETS)
+        for cell in cells(("ULA",) if self.options.quick else METHODS, targets, (100,)):
+            with tempfile.TemporaryDirectory(dir=self.options.scratch) as folder:
+                entry = {}
+                for kind in ("first", "cached"):
+                    with self.worker("ours", self.settings["one core"], folder) as worker:
+                        wanted = [cell.method, cell.target, cell.chains]
+                        try:
+                            answer = worker.ask("prepare", 120, cell=wanted, seconds=0.01)
+                            entry[kind] = answer["first_call"]
+                        except RivalError as error:
+                            entry[kind] = None
+                            self.say(f"{cell}: {error}")
+            self.found.setdefault("compile", {})[f"{cell.method} | {cell.target}"] = entry
+            self.say(f"compile {cell.method} | {cell.target}: {entry}")
+            self.save()
+
+    def save(self) -> None:
+        """Keep what is known, in one piece."""
+        RESULTS.mkdir(exist_ok=True)
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(self.found, indent=1) + "\n")
+        part.replace(self.file)
+
+    def say(self, line: str) -> None:
+        """Tell how far it is."""
+        print(f"[{(time.monotonic() - self.began) / 60:5.1f} min] {line}", flush=True)
+
+
+def compare(entries: dict[str, Any]) -> None:
+    """Mark as wrong whose states have not the moments of the reference."""
+    reference = entries.get(REFERENCE, {}).get("moments")
+    for name, entry in entries.items():
+        if name == REFERENCE or not reference or not entry.get("moments"):
+            continue
+        pairs = zip(entry["moments"], reference, strict=True)
+        errors = [abs(a - b) / math.sqrt(u + v + 1e-30) for (a, u), (b, v) in pairs]
+        entry["worst_error"] = max(errors, default=math.nan)
+        entry["wrong"] = not all(error < SUSPICIOUS for error in errors)
 
 
 def main() -> None:
-    """Measure, print the table, keep the JSON."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    rates = measure()
-    print(f"chain-steps/s, torch {torch.__version__}, {platform.machine()}, one thread")
-    print(f"{'chains':24}" + "".join(f"{chains:>12,}" for chains in CHAINS))
-    for name, row in rates.items():
-        print(f"{name:24}" + "".join(f"{rate:12.3g}" for rate in row.values()))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"torch": torch.__version__, "rates": rates}, indent=2) + "\n")
+    """Read the options, measure, write the page."""
+    parser = argparse.ArgumentParser(description="Chain-steps per second, against named rivals.")
+    parser.add_argument("--quick", action="store_true", help="a few cells, short repetitions")
+    parser.add_argument("--resume", action="store_true", help="only what is not yet in the results")
+    parser.add_argument("--report", action="store_true", help="only write the page")
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
+    parser.add_argument("--settings", nargs="+", default=("one core", "all cores"))
+    parser.add_argument("--parts", nargs="*", default=("compile", "overhead"))
+    parser.add_argument("--seconds", type=float, help="of one repetition")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--patience", type=float, default=8, help="seconds for a rival in a cell")
+    parser.add_argument(
+        "--environments", default=".nox/bench-rival-{}", help="where a rival's environment is"
+    )
+    parser.add_argument("--scratch", default=None, help="folder for compiled kernels")
+    options = parser.parse_args()
+    options.seconds = options.seconds or (0.05 if options.quick else 0.2)
+    if options.quick:
+        options.repetitions = min(options.repetitions, 3)
+    benchmark = Benchmark(options)
+    if not options.report:
+        benchmark.run()
+    if not options.quick:
+        write_page(benchmark.found, ROOT / "docs" / "benchmarks.md")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""What benchmarks share: worker processes, and the description of the machine."""

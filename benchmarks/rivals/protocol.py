@@ -1,0 +1,195 @@
+"""The worker's side: a process that runs cells of one rival when asked to, and is idle otherwise.
+
+Requests and answers are lines of JSON on standard input and output; whatever a library prints goes
+to standard error. A request names an operation, and the answer holds its outcome or an ``error``:
+
+- ``prepare`` a cell: builds each of the rival's forms of it, times the first call (compilation) and
+  keeps the fastest form, with as many steps as fill the wanted time;
+- ``check``: statistics of the states a few steps from the common start;
+- ``time``: one repetition of the prepared cell;
+- operations of the rival's own.
+
+Standard library only.
+"""
+
+import gc
+import json
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from time import perf_counter, process_time
+from typing import Any
+
+from rivals.cells import CHECK_STEPS, Cell
+
+THREADS = int(os.environ.get("BENCHMARK_THREADS", "1"))
+SLOWEST = 5.0
+"""A form whose shortest run takes longer than this many seconds is not repeated."""
+
+
+@dataclass
+class Program:
+    """A cell that is ready to run; its chains go on from call to call.
+
+    Attributes:
+        run: Advances the chains by a number of units, and returns when the result is there.
+        reset: Puts all chains at the start.
+        states: The chains' states, ``(chain, dim)``.
+        unit: Transitions of one unit.
+    """
+
+    run: Callable[[int], object]
+    reset: Callable[[], object]
+    states: Callable[[], Sequence[Sequence[float]]]
+    unit: int = 1
+
+
+Build = Callable[[], Program]
+
+
+@dataclass
+class Rival:
+    """What a worker offers.
+
+    Attributes:
+        forms: Ways to run a cell, by name, or none if the rival cannot; the fastest counts.
+        packages: Distributions whose versions are noted.
+        operations: Further operations.
+        note: Something to keep with a prepared cell.
+    """
+
+    forms: Callable[[Cell], Mapping[str, Build]]
+    packages: Sequence[str]
+    operations: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    note: Callable[[Program], str] = lambda _: ""
+
+
+class Worker:
+    """Answers requests for a rival."""
+
+    def __init__(self, rival: Rival) -> None:
+        self.rival = rival
+        self.program: Program | None = None
+        self.units = 1
+
+    def info(self) -> dict[str, Any]:
+        """Versions."""
+        return {"versions": {name: _version(name) for name in self.rival.packages}}
+
+    def prepare(self, cell: list[Any], seconds: float) -> dict[str, Any]:
+        """Build all forms of a cell, and keep the fastest.
+
+        Args:
+            cell: Method, target, number of chains.
+            seconds: Wanted time of one repetition.
+        """
+        wanted = Cell(*cell)
+        self.program = None
+        gc.collect()
+        tried: dict[str, Any] = {}
+        best = 0.0
+        for name, build in self.rival.forms(wanted).items():
+            try:
+                begin = perf_counter()
+                program = build()
+                program.run(1)
+                first = perf_counter() - begin
+                rate, units = _calibrated(program, seconds)
+            except Exception as error:  # of a library: the other forms may work
+                tried[name] = {"error": f"{type(error).__name__}: {error}"[:200]}
+                continue
+            rate *= wanted.chains
+            tried[name] = {"first_call": first, "rate": rate}
+            if rate > best:
+                best, self.program, self.units = rate, program, units
+                answer = {"form": name, "first_call": first, "steps": units * program.unit}
+        if self.program is None:
+            return {"error": f"no form of {wanted} runs: {tried}" if tried else "not offered"}
+        return {**answer, "tried": tried, "note": self.rival.note(self.program)}
+
+    def check(self) -> dict[str, Any]:
+        """Means and squared standard errors, over chains, of some functions of the state."""
+        assert self.program is not None
+        units, rest = divmod(CHECK_STEPS, self.program.unit)
+        if rest:
+            return {"error": f"{self.program.unit} steps a unit do not divide {CHECK_STEPS}"}
+        self.program.reset()
+        self.program.run(units)
+        columns = zip(*map(_features, self.program.states()), strict=True)
+        return {"moments": [_mean_and_error(column) for column in columns]}
+
+    def time(self) -> dict[str, Any]:
+        """Seconds of one repetition, and of processor time in it."""
+        assert self.program is not None
+        gc.collect()
+        gc.disable()
+        cpu = process_time()
+        seconds = seconds_of(self.program.run, self.units)
+        cpu = process_time() - cpu
+        gc.enable()
+        return {"seconds": seconds, "cpu": cpu}
+
+
+def serve(rival: Rival) -> None:
+    """Answer requests until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    worker = Worker(rival)
+    operations: dict[str, Callable[..., Any]] = {
+        "info": worker.info,
+        "prepare": worker.prepare,
+        "check": worker.check,
+        "time": worker.time,
+        **rival.operations,
+    }
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = operations[request.pop("operation")](**request)
+        except Exception:  # told to the benchmark, which goes on
+            answer = {"error": traceback.format_exc(limit=-3)}
+        answers.write(json.dumps(answer) + "\n")
+
+
+def seconds_of(run: Callable[..., object], *arguments: object) -> float:
+    """The time of a call."""
+    begin = perf_counter()
+    run(*arguments)
+    return perf_counter() - begin
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # run from the checkout
+        module = import_module(distribution.replace("-", "_"))
+        return f"{module.__version__} (checkout)"
+
+
+def _calibrated(program: Program, seconds: float) -> tuple[float, int]:
+    """Steps per second of one chain, roughly, and the units that fill the wanted time."""
+    units = 1
+    while True:
+        taken = seconds_of(program.run, units)
+        if taken >= 0.2 * seconds or taken > SLOWEST:
+            break
+        units = max(2 * units, min(16 * units, int(0.3 * units * seconds / max(taken, 1e-6))))
+    if taken < 1:
+        taken = min([taken, *(seconds_of(program.run, units) for _ in range(2))])
+    return units * program.unit / taken, max(1, round(units * seconds / taken))
+
+
+def _features(x: Sequence[float]) -> tuple[float, ...]:
+    square = sum(value * value for value in x) / len(x)
+    return x[0], x[-1], x[0] * x[0], x[0] * x[1], square
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    n = len(values)
+    mean = math.fsum(values) / n
+    return mean, math.fsum((value - mean) ** 2 for value in values) / (n * max(n - 1, 1))
