@@ -162,7 +162,7 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session(name="bench-rival")
-@nox.parametrize("rival", RIVALS, ids=RIVALS)
+@nox.parametrize("rival", tuple(RIVALS), ids=tuple(RIVALS))
 def bench_rival(session: nox.Session, rival: str) -> None:
     """The environment of one rival of the benchmarks, from released packages."""
     session.install(*RIVALS[rival], env=UNCONSTRAINED)
