@@ -56,6 +56,16 @@ ENERGIES = {
     "truth": lambda x: torch.where((x > 0).any(1) & (x < 3).all(1), x[:, 0], x[:, 1].exp())
     + (x > 0.3).sum(1) * x[:, 0],
     "amax": lambda x: x.clamp(-9, 9).nan_to_num(0.3).amax(1) + (x * x).nan_to_num(0, 9, 9).amin(1),
+    "maximum": lambda x: x.max(1).values + (x * x[:, :1]).min(1, keepdim=True)[0].squeeze(1),
+    "hyperbolic": lambda x: (x.cosh() + x.sinh().tanh() + (0.01 * x).sinh()).sum(1),
+    "other logarithms": lambda x: (x.log2() + x.log10() + x.exp2() + x.tan()).sum(1),
+    "erfc": lambda x: x.clamp(-3, 3).erfc().sum(1),
+    "integers": lambda x: (x * (x.round() + x.ceil() - 2 * x.trunc())).sum(1) + HALVES(x),
+    "norms": lambda x: torch.linalg.vector_norm(x, 3, dim=1) + x.norm(torch.inf, 1) + x.norm(4, 1),
+    "spread": lambda x: x.clamp(-9, 9).var(1) + (x + x.flip(1).exp().clamp(max=9)).std(1),
+    "clipped": lambda x: f.hardtanh(x, -0.4, 2.0).exp().sum(1) + f.relu6(x).sum(1),
+    "diagonal": lambda x: (x[:, :, None] * x[:, None]).diagonal(dim1=1, dim2=2).exp().sum(1),
+    "repeat": lambda x: (x.repeat(1, 3) * torch.arange(6.0).double()).exp().sum(1),
     "xlogy": lambda x: torch.xlogy(x, x.abs()).sum(1) + torch.xlogy(2.0, x * x).sum(1),
     "outer": lambda x: (x[:, :, None] * x[:, None, :] @ MATRIX).flatten(1).square().sum(1),
     "slices": lambda x: ((x[:, 1:] - x[:, :-1]) ** 2).sum(1),
@@ -68,9 +78,13 @@ ENERGIES = {
     .sum(1),
 }  # fmt: skip
 REARRANGED = ("matrices", "triangular", "triangular from the right")
-ONLY_STRAIGHT = ("stack", "product", "index", "gather", "index select")
+ONLY_STRAIGHT = ("stack", "maximum", "product", "index", "gather", "index select")
 MATRIX = torch.tensor([[1.0, 0.3], [-0.2, 2.0]], dtype=torch.float64)
 AWKWARD = (0.0, 0.5, 1.0, -1.0, 25.0, -40.0, np.inf, -np.inf, np.nan)
+
+
+def HALVES(x):  # noqa: N802
+    return ((x * 2).round() / 2).round().sum(1)
 
 
 def _written(x):

@@ -280,6 +280,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         target: Tensor = args[0]
         place = _place()
         name, overload = str(function).removeprefix("aten.").split(".")
+        overload = {"pow_": f"Tensor_{overload}"}.get(name, overload)
         pure = getattr(getattr(aten, name.removesuffix("_"), None), overload, None)
         made_here = id(target) in self.refs and self.trace.values[self.refs[id(target)].index].call
         if place or pure is None or target._is_view() or not made_here:
@@ -361,6 +362,8 @@ _INTERNAL = {"torch", "ebm_core"}
 
 
 def _reason(error: Exception) -> str:
+    if "in-place operation" in str(error):
+        return "forward writes in place into the states that it is given; let it begin with a copy"
     for line in reversed(traceback.extract_tb(error.__traceback__)):
         if (
             "/torch/" not in line.filename

@@ -164,3 +164,28 @@ def _gelu(p: Pool, a: Expr, *, approximate: str = "none") -> Expr:
 @formula(aten.gelu_backward.default, work=8)
 def _gelu_backward(p: Pool, gradient: Expr, a: Expr, *, approximate: str = "none") -> Expr:
     return p("mul", gradient, _gelu_parts(p, a, approximate)[1])
+
+
+@rule(aten.hardtanh.default)
+def _hardtanh(low: "Lowering", a: Array, least: float = -1.0, most: float = 1.0) -> Array:
+    p = low.pool
+
+    def element(e: Expr) -> Expr:
+        least_, most_ = p.const(float(least)), p.const(float(most))
+        return p("where", p("lt", e, least_), least_, p("where", p("lt", most_, e), most_, e))
+
+    return elementwise(low, element, a)
+
+
+@rule(aten.hardtanh_backward.default)
+def _hardtanh_backward(
+    low: "Lowering", gradient: Array, a: Array, least: float, most: float
+) -> Array:
+    p = low.pool
+
+    def element(g: Expr, e: Expr) -> Expr:
+        zero = p.const(0.0)
+        inside = p("where", p("le", p.const(float(most)), e), zero, g)
+        return p("where", p("le", e, p.const(float(least))), zero, inside)
+
+    return elementwise(low, element, gradient, a)

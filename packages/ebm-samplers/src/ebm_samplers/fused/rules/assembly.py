@@ -159,6 +159,20 @@ def _select_backward(
     return _select_scatter(low, _filled(0.0)(low, gradient, shape), gradient, axis, position)
 
 
+@rule(aten.diagonal_scatter.default)
+def _diagonal_scatter(
+    low: "Lowering", a: Array, source: Array, offset: int = 0, i: int = 0, j: int = 1
+) -> Array:
+    i, j = i % len(a.shape), j % len(a.shape)
+
+    def place(index: tuple[Index, ...]) -> tuple[Index, ...]:
+        rest = iter(index[:-1])
+        places = {i: index[-1] + max(-offset, 0), j: index[-1] + max(offset, 0)}
+        return tuple(places[k] if k in places else next(rest) for k in range(len(a.shape)))
+
+    return assembled(low, a.shape, [(a, lambda index: index), (source, place)])
+
+
 @rule(aten.constant_pad_nd.default)
 def _pad(low: "Lowering", a: Array, widths: list[int], value: float = 0.0) -> Array:
     for k in range(len(widths) // 2):  # negative widths cut off

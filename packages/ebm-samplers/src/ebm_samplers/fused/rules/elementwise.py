@@ -189,13 +189,74 @@ def _rsqrt(p: Pool, a: Expr) -> Expr:
     return p("div", p.const(1.0), p("sqrt", a))
 
 
+def _scaled(op: str, function: Any, before: float = 1.0, after: float = 1.0) -> None:
+    @formula(function, work=8)
+    def lowered(p: Pool, a: Expr) -> Expr:
+        return p("mul", p(op, p("mul", a, p.const(before))), p.const(after))
+
+
+_scaled("exp", aten.exp2.default, before=math.log(2))
+_scaled("log", aten.log2.default, after=1 / math.log(2))
+_scaled("log", aten.log10.default, after=1 / math.log(10))
+
+
+@formula(aten.cosh.default, work=8)
+def _cosh(p: Pool, a: Expr) -> Expr:
+    half = p.const(0.5)
+    root = p("exp", p("mul", p("abs", a), half))  # two factors, so that neither overflows first
+    return p("add", p("mul", p("mul", root, half), root), p("div", p("div", half, root), root))
+
+
+@formula(aten.sinh.default, work=16)
+def _sinh(p: Pool, a: Expr) -> Expr:
+    half, one, size = p.const(0.5), p.const(1.0), p("abs", a)
+    root = p("exp", p("mul", size, half))
+    far = p("sub", p("mul", p("mul", root, half), root), p("div", p("div", half, root), root))
+    small = p("expm1", size)
+    near = p("mul", half, p("add", small, p("div", small, p("add", small, one))))
+    value = p("where", p("lt", size, one), near, far)
+    return p("where", p("lt", a, p.const(0.0)), p("neg", value), value)
+
+
+@formula(aten.tan.default, work=16)
+def _tan(p: Pool, a: Expr) -> Expr:
+    return p("div", p("sin", a), p("cos", a))
+
+
+@formula(aten.erfc.default, work=8)
+def _erfc(p: Pool, a: Expr) -> Expr:
+    return p("sub", p.const(1.0), p("erf", a))
+
+
+@formula(aten.ceil.default)
+def _ceil(p: Pool, a: Expr) -> Expr:
+    return p("neg", p("floor", p("neg", a)))
+
+
+@formula(aten.trunc.default)
+def _trunc(p: Pool, a: Expr) -> Expr:
+    return p("where", p("lt", a, p.const(0.0)), _ceil(p, a), p("floor", a))
+
+
+@formula(aten.round.default)
+def _round(p: Pool, a: Expr) -> Expr:
+    """To the nearest integer, halves to the even one."""
+    half, one = p.const(0.5), p.const(1.0)
+    up = p("floor", p("add", a, half))
+    odd = p("ne", p("mul", up, half), p("floor", p("mul", up, half)))
+    tie = p("and", p("eq", p("sub", up, a), half), odd)
+    near = p("where", tie, p("sub", up, one), up)
+    return p("where", p("lt", p("abs", a), p.const(2.0**22)), near, a)
+
+
 @formula(aten.square.default)
 def _square(p: Pool, a: Expr) -> Expr:
     return p("mul", a, a)
 
 
 @formula(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
-def _pow(p: Pool, a: Expr, b: Expr) -> Expr:
+def power(p: Pool, a: Expr, b: Expr) -> Expr:
+    """a^b; by multiplications and roots where that is exact."""
     exponent = float(b.args[0]) if b.op == "const" else math.nan
     if exponent.is_integer() and abs(exponent) <= 16:
         power = _integer_power(p, a, abs(int(exponent)))

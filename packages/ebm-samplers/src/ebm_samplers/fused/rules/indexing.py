@@ -1,12 +1,13 @@
 """Elements picked out, or written, by tensors of integers."""
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ebm_samplers.fused.program import Array, Nest, Store, listed
 from ebm_samplers.fused.rules.elementwise import broadcast
-from ebm_samplers.fused.rules.registry import rule
+from ebm_samplers.fused.rules.registry import RULES, Rule, rule
 from ebm_samplers.fused.rules.views import reshaped
 from ebm_samplers.fused.trace import Ref, aten
 
@@ -62,6 +63,53 @@ def _scatter_add(low: "Lowering", a: Array, axis: int, index: Ref, source: Array
     if source.shape != numbers.shape:
         raise NotImplementedError("scattering a part of a tensor")
     return _scattered(low, a, numbers, source, accumulate=True)
+
+
+def _largest(op: str) -> Rule:
+    """Extrema along an axis, and where they are: the first, or the first NaN."""
+
+    def lowered(low: "Lowering", a: Array, axis: int, keepdim: bool = False) -> tuple[Array, ...]:
+        if not low.out.straight:
+            raise NotImplementedError("positions of extrema in an energy of this size")
+        p, axis = low.pool, axis % len(a.shape)
+        shape = tuple(1 if k == axis else n for k, n in enumerate(a.shape))
+        best, place = [], []
+        for index in itertools.product(*map(range, shape)):
+            value, position = a.load(index), p.const(0.0)
+            for k in range(1, a.shape[axis]):
+                new = a.load((*index[:axis], k, *index[axis + 1 :]))
+                ahead = p("lt", value, new) if op == "max" else p("lt", new, value)
+                ahead = p("or", ahead, p("isnan", new))
+                taken = p("where", p("isnan", value), p.const(False), ahead)
+                value = p("where", taken, new, value)
+                position = p("where", taken, p.const(float(k)), position)
+            best.append(value)
+            place.append(position)
+        out = (n for k, n in enumerate(shape) if keepdim or k != axis)
+        shape = tuple(out)
+        return listed(best, shape), listed(place, shape)
+
+    return lowered
+
+
+RULES[aten.max.dim], RULES[aten.min.dim] = _largest("max"), _largest("min")
+
+
+@rule(aten.scatter.src, aten.scatter.value)
+def _scatter(low: "Lowering", a: Array, axis: int, index: Array | Ref, source: Any) -> Array:
+    if isinstance(index, Ref):
+        numbers = _along(low, a, axis, index)
+        return _scattered(low, a, numbers, broadcast(low.array(source), numbers.shape), False)
+    axis %= len(a.shape)
+    if not low.out.straight or index.shape[axis] != 1:
+        raise NotImplementedError("scattering to places that depend on the state")
+    p, source = low.pool, broadcast(low.array(source), index.shape)
+    cells = []
+    for place in itertools.product(*map(range, a.shape)):
+        first = (*place[:axis], 0, *place[axis + 1 :])
+        here = p("eq", index.load(first), p.const(float(place[axis])))
+        cells.append(p("where", here, source.load(first), a.load(place)))
+    return listed(cells, a.shape)
 
 
 @rule(aten.index_put.default, aten._unsafe_index_put.default)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebm_samplers.fused.graph import Expr, Index
 from ebm_samplers.fused.program import Array
-from ebm_samplers.fused.rules.elementwise import as_numbers, elementwise
+from ebm_samplers.fused.rules.elementwise import as_numbers, elementwise, power
 from ebm_samplers.fused.rules.registry import RULES, Rule, rule
 from ebm_samplers.fused.rules.views import reshaped, squeeze
 from ebm_samplers.fused.trace import aten
@@ -78,8 +78,19 @@ def _vector_norm(
     p = low.pool
     if order == 1:
         return _reduced(low, "add", 0.0, elementwise(low, lambda e: p("abs", e), a), axes, keepdim)
+    if math.isinf(order):
+        sizes = elementwise(low, lambda e: p("abs", e), a)
+        return _reduced(
+            low, *(("max", 0.0) if order > 0 else ("min", math.inf)), sizes, axes, keepdim
+        )
+    if order == 0:
+        raise NotImplementedError("the norm of order 0")
     if order != 2:
-        raise NotImplementedError(f"the norm of order {order}")
+        powers = elementwise(
+            low, lambda e: power(p, p("abs", e), p.const(float(order))), a, work=16
+        )
+        total = _reduced(low, "add", 0.0, powers, axes, keepdim)
+        return elementwise(low, lambda e: power(p, e, p.const(1 / order)), total, work=16)
     squares = elementwise(low, lambda e: p("mul", e, e), a)
     return elementwise(
         low, lambda e: p("sqrt", e), _reduced(low, "add", 0.0, squares, axes, keepdim)
@@ -110,6 +121,26 @@ def _mean(low: "Lowering", a: Array, axes: Any = None, keepdim: bool = False, **
     total = _reduced(low, "add", 0.0, a, axes, keepdim)
     count = low.array(float(a.size // max(total.size, 1)))
     return elementwise(low, lambda e, n: low.pool("div", e, n), total, count)
+
+
+@rule(aten.var.correction)
+def _var(
+    low: "Lowering", a: Array, axes: Any = None, *, correction: float = 1, keepdim: bool = False
+) -> Array:
+    p = low.pool
+    a = low.out.stored(a)
+    mean = low.out.stored(_mean(low, a, axes, True))
+    squares = elementwise(
+        low, lambda e, m: p("mul", p("sub", e, m), p("sub", e, m)), a, mean, work=4
+    )
+    total = _reduced(low, "add", 0.0, squares, axes, keepdim)
+    count = low.array(max(a.size // max(total.size, 1) - float(correction), 0.0))
+    return elementwise(low, lambda e, n: p("div", e, n), total, count)
+
+
+@rule(aten.std.correction)
+def _std(low: "Lowering", a: Array, *args: Any, **settings: Any) -> Array:
+    return elementwise(low, lambda e: low.pool("sqrt", e), _var(low, a, *args, **settings))
 
 
 @rule(aten.amax.default)

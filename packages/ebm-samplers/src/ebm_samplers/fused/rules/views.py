@@ -201,3 +201,29 @@ def _as_strided(
         return whole.load((number,))
 
     return Array(tuple(shape), load, None, a.cost, a.varies, a.boolean)
+
+
+@rule(aten.diagonal.default, view=True)
+def _diagonal(low: "Lowering", a: Array, offset: int = 0, i: int = 0, j: int = 1) -> Array:
+    i, j = i % len(a.shape), j % len(a.shape)
+    start = (max(-offset, 0), max(offset, 0))
+    length = max(min(a.shape[i] - start[0], a.shape[j] - start[1]), 0)
+    shape = (*(n for k, n in enumerate(a.shape) if k not in (i, j)), length)
+
+    def load(index: tuple[Index, ...]) -> Expr:
+        rest = iter(index[:-1])
+        places = {i: index[-1] + start[0], j: index[-1] + start[1]}
+        return a.load(tuple(places[k] if k in places else next(rest) for k in range(len(a.shape))))
+
+    return Array(shape, load, None, a.cost, a.varies, a.boolean)
+
+
+@rule(aten.repeat.default)
+def _repeat(low: "Lowering", a: Array, times: list[int]) -> Array:
+    missing = len(times) - len(a.shape)
+    whole = reshaped(low, a, (*(1,) * missing, *a.shape))
+    shape = [part for n, length in zip(times, whole.shape, strict=True) for part in (n, length)]
+    ones = tuple(part for length in whole.shape for part in (1, length))
+    spread = broadcast(reshaped(low, whole, ones), shape)
+    lengths = tuple(n * length for n, length in zip(times, whole.shape, strict=True))
+    return reshaped(low, spread, lengths)
