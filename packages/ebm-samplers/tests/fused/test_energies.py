@@ -107,6 +107,18 @@ class Counting(EnergyFunction):
         return x.sum(1)
 
 
+def halved(x):
+    while x.norm() > 1:
+        x = x / 2
+    return x.sum(1)
+
+
+def written_into(x):
+    x += 1
+    return x.square().sum(1)
+
+
+SPREAD = torch.eye(2) + 0.1
 REFUSED = {
     "batch mean": (lambda x: (x - x.mean(0)).square().sum(1), "mixes the states"),
     "control flow": (lambda x: x.sum(1) if x.sum() > 0 else -x.sum(1), "leaves torch"),
@@ -116,8 +128,42 @@ REFUSED = {
     "sort": (lambda x: x.sort(1)[0][:, 0], "aten.sort has no rule"),
     "numpy": (lambda x: torch.from_numpy(x.detach().numpy()).sum(1) + x.sum(1), "mixes the states"),
     "counter": (Counting(), "writes in place"),
+    "while": (halved, "leaves torch"),
+    "float": (lambda x: x.sum(1) * float(x[0, 0]), "leaves torch"),
+    "list": (lambda x: x.sum(1) * x.tolist()[0][0], "tracing failed"),
+    "dropout function": (lambda x: nn.functional.dropout(x, 0.5, True).sum(1), "random numbers"),
+    "generator": (lambda x: (x * torch.rand(2, generator=torch.Generator())).sum(1), "aten.rand"),
+    "shuffled": (lambda x: x[:, torch.randperm(2)][:, 0], "aten.randperm draws random numbers"),
+    "fft": (lambda x: torch.fft.rfft(x).abs().sum(1), "aten._fft_r2c has no rule"),
+    "determinant": (
+        lambda x: torch.linalg.det(SPREAD + x[:, None] * x[:, :, None]),
+        "aten._linalg_det has no rule",
+    ),
+    "batch norm": (
+        lambda x: nn.functional.batch_norm(x, None, None, training=True).sum(1),
+        "more than 1 value per channel",
+    ),
+    "batch sum": (lambda x: x.square().sum().expand(len(x)), "mixes the states"),
+    "batch size": (lambda x: x.square().sum(1) * len(x), "mixes the states"),
+    "into the states": (written_into, "writes in place into the states"),
+    "integers": (lambda x: x.long().sum(1).float(), "no gradient with respect to the state"),
+    "integers inside": (lambda x: (x.round().int() * x).sum(1), "torch.int32"),
+    "column": (lambda x: x.sum(1, keepdim=True), r"forward gave torch.Size\(\[1, 1\]\)"),
+    "total": (lambda x: x.sum(), r"forward gave torch.Size\(\[\]\)"),
+    "nothing": (lambda x: None, "forward gave NoneType"),
+    "large": (
+        lambda x: (x[:, :, None] * WIDE).cos().sum((1, 2)),
+        "4,000,000 torch's batches are quicker",
+    ),
     "double inside": (lambda x: x.double().square().sum(1).float(), "float64"),
 }
+
+
+WIDE = torch.ones(2, 1_000_000)
+PLACED = (
+    "control flow", "item", "random", "sort", "while", "float", "list", "dropout function",
+    "generator", "shuffled", "fft", "determinant", "batch norm", "integers inside",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", tuple(REFUSED))
@@ -125,5 +171,5 @@ def test_what_cannot_be_fused_is_refused_by_name(name):
     energy, words = REFUSED[name]
     with pytest.raises(ConfigurationError, match=words) as caught:
         fuse(energy)(torch.randn(6, 2))
-    if name in ("control flow", "item", "random", "sort"):
+    if name in PLACED:
         assert "test_energies.py:" in str(caught.value)

@@ -142,6 +142,10 @@ def trace(energy: EnergyFunction, x: Tensor, known: Collection[Any]) -> Trace:
         # torch.compile, which takes seconds, and is needed only where forward writes into parts
         # of tensors.
         energies = torch.func.functionalize(energy)(x)
+        if not isinstance(energies, Tensor):
+            raise CannotFuse(f"forward gave {type(energies).__name__}, not a tensor")
+        if not energies.requires_grad:
+            raise CannotFuse("the energy has no gradient with respect to the state")
         (gradient,) = torch.autograd.grad(energies.sum(), x)
         return energies, gradient
 
