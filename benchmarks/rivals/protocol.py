@@ -172,16 +172,19 @@ def _version(distribution: str) -> str:
 
 
 def _calibrated(program: Program, seconds: float) -> tuple[float, int]:
-    """Steps per second of one chain, roughly, and the units that fill the wanted time."""
+    """Steps per second of one chain, roughly, and the units that fill the wanted time.
+
+    Long enough is only what was so three times: the first call of a kind may compile something.
+    """
     units = 1
     while True:
         taken = seconds_of(program.run, units)
-        if taken >= 0.2 * seconds or taken > SLOWEST:
-            break
-        units = max(2 * units, min(16 * units, int(0.3 * units * seconds / max(taken, 1e-6))))
-    if taken < 1:
-        taken = min([taken, *(seconds_of(program.run, units) for _ in range(2))])
-    return units * program.unit / taken, max(1, round(units * seconds / taken))
+        for _ in range(2):
+            if 0.2 * seconds <= taken < SLOWEST:
+                taken = min(taken, seconds_of(program.run, units))
+        if taken >= 0.2 * seconds:
+            return units * program.unit / taken, max(1, round(units * seconds / taken))
+        units = max(2 * units, min(16 * units, int(0.4 * units * seconds / max(taken, 1e-6))))
 
 
 def _features(x: Sequence[float]) -> tuple[float, ...]:
