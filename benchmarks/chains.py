@@ -156,9 +156,9 @@ class Benchmark:
         Raises:
             RivalError: If it cannot be measured.
         """
-        ceiling = {str(n): ours.ask("noise", chains=n, seconds=1.0)["rate"] for n in CHAINS}
-        self.found.setdefault("normals", {})[setting] = ceiling
-        self.say(f"{setting}: normals/s " + ", ".join(f"{n} {r:.3g}" for n, r in ceiling.items()))
+        rates = ours.ask("noise", chains=list(CHAINS), seconds=1.0)
+        self.found.setdefault("normals", {})[setting] = rates
+        self.say(f"{setting}: normals/s {json.dumps(rates)}")
         if len(ours.cores) == 1 and "overhead" in self.options.parts:
             for target in ("double well", "MLP 2-64-64-1"):
                 for method in METHODS:

@@ -5,29 +5,19 @@ its steps).
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from statistics import median
+from time import process_time
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ebm_core import EnergyFunction
 from ebm_energies import DoubleWell, Gaussian, GaussianMixture, Rosenbrock
 from ebm_models import MLPEnergy
-from ebm_samplers import (
-    MALA,
-    HamiltonianMonteCarlo,
-    LangevinDynamics,
-    MarkovSampler,
-    Stream,
-    fill_normals,
-)
-from rivals import cells
+from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, MarkovSampler
+from rivals import cells, normals
 from rivals.cells import LEAPFROGS, Cell
 from rivals.protocol import THREADS, Program, Rival, seconds_of, serve
-
-NORMALS_AT_ONCE = 2**16
 
 ENERGIES: dict[str, Callable[[], EnergyFunction]] = {
     "double well": lambda: DoubleWell(cells.WELL_HEIGHT, dim=2),
@@ -86,47 +76,29 @@ def explanation(program: Program) -> str:
     return str(chains.sampler.explain(chains.start))
 
 
-def noise(chains: int, seconds: float) -> dict[str, float]:
-    """Normals per second, of all threads together, made by our own fill and nothing else.
-
-    The faster of two shapes: a row for each chain, and one long row for each thread.
-    """
-    shapes = {(chains, max(4, NORMALS_AT_ONCE // chains)), (1, NORMALS_AT_ONCE)}
-    return {"rate": max(_normals_rate(*shape, seconds) for shape in shapes)}
-
-
-def _normals_rate(rows: int, length: int, seconds: float) -> float:
-    tensors = [torch.empty(rows, length) for _ in range(THREADS)]
-
-    def fill(out: Tensor, repeats: int) -> None:
-        for index in range(repeats):
-            fill_normals(out, 0, Stream.NOISE, 0, index * length)
-
-    def all_threads(repeats: int) -> None:
-        list(pool.map(fill, tensors, [repeats] * THREADS))
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        all_threads(1)
-        repeats = max(1, round(0.2 * seconds / seconds_of(lambda: all_threads(1))))
-        taken = median(seconds_of(lambda: all_threads(repeats)) for _ in range(5))
-    return THREADS * rows * length * repeats / taken
+def noise(chains: list[int], seconds: float) -> dict[str, Any]:
+    """Normals per second: as kernels make them, and of the public fill for numbers of chains."""
+    public = {str(n): normals.tensor_rate(n, seconds) for n in chains}
+    return {"kernels": normals.tile_rate(seconds), "public": public}
 
 
 def overhead(target: str, method: str, chains: int, repetitions: int) -> dict[str, Any]:
     """Seconds of a call with one step, and of a step in a long run; both on few chains.
 
-    Their difference is what a call costs beside its steps.
+    Their difference is what a call costs beside its steps. ``cpu`` is the call's processor time.
     """
     sampler = sampler_of(method, ENERGIES[target](), 0.01)
     x = torch.full((chains, 2), 0.5)
     long = 1000
     for n_steps in (1, 1, long):
         sampler.sample_chain(x, n_steps)
-    calls = [seconds_of(lambda: sampler.sample_chain(x, 1)) for _ in range(repetitions)]
-    runs = [seconds_of(lambda: sampler.sample_chain(x, long)) for _ in range(5)]
-    call, run = median(calls), median(runs)
+    begin = process_time()
+    calls = [seconds_of(sampler.sample_chain, x, 1) for _ in range(repetitions)]
+    cpu = (process_time() - begin) / repetitions
+    call = median(calls)
+    run = median(seconds_of(sampler.sample_chain, x, long) for _ in range(5))
     step = (run - call) / (long - 1)
-    return {"call": call, "step": step, "engine": str(sampler.explain(x))}
+    return {"call": call, "step": step, "cpu": cpu, "engine": str(sampler.explain(x))}
 
 
 if __name__ == "__main__":
