@@ -78,7 +78,7 @@ ENERGIES = {
     .sum(1),
 }  # fmt: skip
 REARRANGED = ("matrices", "triangular", "triangular from the right")
-ONLY_STRAIGHT = ("stack", "maximum", "product", "index", "gather", "index select")
+ONLY_STRAIGHT = ("stack", "maximum", "product")
 MATRIX = torch.tensor([[1.0, 0.3], [-0.2, 2.0]], dtype=torch.float64)
 AWKWARD = (0.0, 0.5, 1.0, -1.0, 25.0, -40.0, np.inf, -np.inf, np.nan)
 

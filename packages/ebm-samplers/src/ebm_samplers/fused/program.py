@@ -184,6 +184,19 @@ class Program:
         loops, index = self._loops(array.shape)
         self.nests.append(Nest(loops, (store(index),)))
 
+    def accumulated(
+        self, array: Array, added: Sequence[tuple[Array, Callable[..., tuple[Index, ...]]]]
+    ) -> Array:
+        """An array of one axis, to which others were added at places ``place(index)``."""
+        base = self.allocate(array.size)
+        self.assign(base, array)
+        for part, place in added:
+            loops, index = self._loops(part.shape)
+            self.nests.append(
+                Nest(loops, (Store(base + place(index)[0], part.load(index), "add"),))
+            )
+        return self.rows(base, array.shape)
+
     def reduce(
         self,
         op: str,

@@ -1,11 +1,14 @@
 """Elements picked out, or written, by tensors of integers."""
 
 import itertools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ebm_samplers.fused.program import Array, Nest, Store, listed
+from ebm_samplers.fused.graph import Expr, Index
+from ebm_samplers.fused.program import Array, listed
+from ebm_samplers.fused.rules.assembly import assembled
 from ebm_samplers.fused.rules.elementwise import broadcast
 from ebm_samplers.fused.rules.registry import RULES, Rule, rule
 from ebm_samplers.fused.rules.views import reshaped
@@ -15,32 +18,77 @@ if TYPE_CHECKING:
     from ebm_samplers.fused.lowering import Lowering
 
 
-def _table(
-    low: "Lowering", a: Array, shape: tuple[int, ...], sources: np.ndarray[Any, Any]
-) -> Array:
-    """Elements of ``a`` (flat numbers ``sources``) in a new array: copies, in any order."""
-    flat = reshaped(low, a, (a.size,))
-    cells = [flat.load((number,)) for number in sources.reshape(-1).tolist()]
+RUNS = 64
+"""Up to so many runs of indices a large energy is compiled: each is a loop of its own."""
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """A list of integers as arithmetic progressions: (position, first number, step, length)."""
+    runs: list[tuple[int, int, int, int]] = []
+    for position, number in enumerate(numbers):
+        if runs:
+            at, first, step, length = runs[-1]
+            if length == 1 or number == first + step * length:
+                runs[-1] = (at, first, number - first if length == 1 else step, length + 1)
+                continue
+        runs.append((position, number, 0, 1))
+    if len(runs) > RUNS:
+        raise NotImplementedError("indices without a pattern, in an energy of this size")
+    return runs
+
+
+def _along_axis(array: Array, axis: int, first: int, step: int, length: int) -> Array:
+    """Elements ``first + step * i`` of an axis."""
+    shape = (*array.shape[:axis], length, *array.shape[axis + 1 :])
+
+    def load(index: tuple[Index, ...]) -> Expr:
+        return array.load((*index[:axis], index[axis] * step + first, *index[axis + 1 :]))
+
+    return Array(shape, load, None, array.cost, array.varies, array.boolean)
+
+
+def _shifted(axis: int, first: int, step: int = 1) -> Callable[..., tuple[Index, ...]]:
+    return lambda index: (*index[:axis], index[axis] * step + first, *index[axis + 1 :])
+
+
+def _taken(low: "Lowering", a: Array, axis: int, numbers: np.ndarray[Any, Any]) -> Array:
+    """Elements of an axis, copied in any order."""
+    axis %= len(a.shape)
+    shape = (*a.shape[:axis], len(numbers), *a.shape[axis + 1 :])
+    numbers = np.arange(a.shape[axis])[numbers]
     if low.out.straight:
+        places = itertools.product(*map(range, shape))
+        cells = [a.load((*i[:axis], int(numbers[i[axis]]), *i[axis + 1 :])) for i in places]
         return listed(cells, shape, a.boolean)
-    if len(cells) > 256:
-        raise NotImplementedError("indexing with more than 256 indices")
-    base = low.out.allocate(len(cells))
-    low.out.nests.append(Nest((), tuple(Store(base + i, cell) for i, cell in enumerate(cells))))
-    return low.out.rows(base, shape)
+    if a.boolean:
+        raise NotImplementedError("indexing truth values in an energy of this size")
+    pieces = [
+        (_along_axis(a, axis, first, step, length), _shifted(axis, at))
+        for at, first, step, length in _runs(numbers.tolist())
+    ]
+    return assembled(low, shape, pieces)
+
+
+def _picked(low: "Lowering", a: Array, numbers: np.ndarray[Any, Any]) -> Array:
+    """Elements of ``a`` (flat numbers) in a new array."""
+    flat = _taken(low, reshaped(low, a, (a.size,)), 0, numbers.reshape(-1))
+    return reshaped(low, flat, numbers.shape)
 
 
 @rule(aten.index_select.default)
 def _index_select(low: "Lowering", a: Array, axis: int, index: Ref) -> Array:
-    numbers = np.take(np.arange(a.size).reshape(a.shape), low.constant(index), axis)
-    return _table(low, a, numbers.shape, numbers)
+    return _taken(low, a, axis, low.constant(index).reshape(-1))
 
 
 @rule(aten.index.Tensor)
 def _index(low: "Lowering", a: Array, indices: list[Ref | None]) -> Array:
+    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    axis, index = given[0]
+    if len(given) == 1 and (where := low.constant(index)).dtype != np.bool_:
+        taken = _taken(low, a, axis, where.reshape(-1))
+        return reshaped(low, taken, (*a.shape[:axis], *where.shape, *a.shape[axis + 1 :]))
     key = tuple(slice(None) if i is None else low.constant(i) for i in indices)
-    numbers = np.arange(a.size).reshape(a.shape)[key]
-    return _table(low, a, numbers.shape, numbers)
+    return _picked(low, a, np.arange(a.size).reshape(a.shape)[key])
 
 
 def _along(low: "Lowering", a: Array, axis: int, index: Ref) -> np.ndarray[Any, Any]:
@@ -53,8 +101,7 @@ def _along(low: "Lowering", a: Array, axis: int, index: Ref) -> np.ndarray[Any, 
 
 @rule(aten.gather.default)
 def _gather(low: "Lowering", a: Array, axis: int, index: Ref, **_: Any) -> Array:
-    numbers = _along(low, a, axis, index)
-    return _table(low, a, numbers.shape, numbers)
+    return _picked(low, a, _along(low, a, axis, index))
 
 
 @rule(aten.scatter_add.default)
@@ -125,11 +172,19 @@ def _scattered(
     low: "Lowering", a: Array, numbers: np.ndarray[Any, Any], source: Array, accumulate: bool
 ) -> Array:
     """``a`` with elements (flat numbers) replaced by, or increased by, those of ``source``."""
-    if not low.out.straight:
-        raise NotImplementedError("scattering in an energy of this size")
     target, values = reshaped(low, a, (a.size,)), reshaped(low, source, (numbers.size,))
-    cells = [target.load((i,)) for i in range(a.size)]
-    for place, number in enumerate(numbers.reshape(-1).tolist()):
-        value = values.load((place,))
-        cells[number] = low.pool("add", cells[number], value) if accumulate else value
-    return listed(cells, a.shape)
+    if low.out.straight:
+        cells = [target.load((i,)) for i in range(a.size)]
+        for place, number in enumerate(numbers.reshape(-1).tolist()):
+            value = values.load((place,))
+            cells[number] = low.pool("add", cells[number], value) if accumulate else value
+        return listed(cells, a.shape)
+    runs = _runs(numbers.reshape(-1).tolist())
+    written = [
+        (_along_axis(values, 0, at, 1, length), _shifted(0, first, step))
+        for at, first, step, length in runs
+    ]
+    if accumulate:
+        return reshaped(low, low.out.accumulated(target, written), a.shape)
+    whole = assembled(low, (a.size,), [(target, _shifted(0, 0)), *written])
+    return reshaped(low, whole, a.shape)
