@@ -158,7 +158,7 @@ BROKEN = {
         hmc,
         OLD_UNIFORMS,
         (
-            (r"\baccept_block,(\s*)n_blocks,", r"0,\1n_blocks,"),
+            (r"\baccept_block, count,", "0, count,"),
             (r"\(step & 3\) \* PLANE \+ \(\(step >> 2\) - accept_block\) \* L", "0"),
         ),
     ),
@@ -166,8 +166,8 @@ BROKEN = {
         mala,
         OLD_NORMALS,
         (
-            (r"\bblock,(\s*)n_blocks,", r"0,\1n_blocks,"),
-            (r"step \* D \+ i - 4 \* block", "i"),
+            (r"\bblock, count,", "0, count,"),
+            (r"step \* D - 4 \* block", "0"),
         ),
     ),
     "HMC, old momenta": (hmc, OLD_NORMALS, ()),

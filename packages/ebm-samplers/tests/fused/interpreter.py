@@ -1,8 +1,11 @@
 """Programs run as plain Python, in float64, without compiling."""
 
+import math
+
 import numpy as np
 from scipy import special
 
+from ebm_samplers.fused import arithmetic
 from ebm_samplers.fused.codegen import energy_function, offset_function
 from ebm_samplers.fused.products import plain_product
 from ebm_samplers.fused.program import Product
@@ -24,12 +27,13 @@ def softplus(x):
 def interpreted(program, p, x, real=np.float64):
     """Energy and gradient of states, by the generated source."""
     space = {"np": np, "special": special, "softplus": softplus, "real": real, "L": 1}
+    space |= {"math": math, "arithmetic": arithmetic}
     for nest in program.nests:
         if isinstance(nest, Product):
             size = (nest.n_inner, nest.n_outputs)
             space["product_{}_{}".format(*size)] = plain_product(*size, 1)
-    functions = energy_function(program, NAMES) + offset_function(program, NAMES)
-    exec("compiled = entry = lambda f: f\n" + functions, space)
+    functions = energy_function(program, NAMES) + offset_function(program)
+    exec(functions, space)
     rows = []
     with np.errstate(all="ignore"):
         for state in x:

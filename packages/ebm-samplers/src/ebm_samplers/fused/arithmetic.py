@@ -13,7 +13,14 @@ from typing import Any
 import numba
 import numpy as np
 
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "fastmath": {"contract"}}
+OPTIONS: dict[str, Any] = {
+    "error_model": "numpy",
+    "nogil": True,
+    "fastmath": {"contract"},
+    "forceinline": True,  # else LLVM calls a function that is used often, and SIMD is lost
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 
 _f, _i = np.float32, np.int32
 
@@ -169,6 +176,26 @@ def sigmoid_float64(x):  # type: ignore[no-untyped-def]
 def softplus_float64(x):  # type: ignore[no-untyped-def]
     """ln(1 + e^x)."""
     return (x if x > 0.0 else 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def sigmoid(x: Any) -> Any:
+    """1/(1 + e^-x), by NumPy."""
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def softplus(x: Any) -> Any:
+    """ln(1 + e^x), by NumPy."""
+    return np.logaddexp(0.0, x)
+
+
+NUMPY_NAMES = {
+    **{n: f"np.{n}" for n in ("exp", "log", "sin", "cos", "tanh", "log1p", "expm1", "sqrt")},
+    **{n: f"np.arc{n[1:]}" for n in ("atan", "asin", "acos")},
+    "floor": "np.floor",
+    "erf": "math.erf",
+    **{n: f"arithmetic.{n}" for n in ("sigmoid", "softplus")},
+}
+"""How source that is not compiled calls each function."""
 
 
 def function_names(double: bool) -> dict[str, str]:

@@ -6,58 +6,64 @@ is straight code on unit strides within one array, with offsets that are constan
 loop counters, so that LLVM sees it may use SIMD.
 """
 
+import ast
 import math
 from collections.abc import Sequence
 
-from ebm_samplers.fused.arithmetic import function_names
+from ebm_samplers.fused.arithmetic import NUMPY_NAMES, function_names
+from ebm_samplers.fused.expansion import expanded
 from ebm_samplers.fused.graph import Affine, Expr, Index, reachable
 from ebm_samplers.fused.kernels import compiled_text
 from ebm_samplers.fused.program import Loop, Nest, Product, Program
+from ebm_samplers.fused.registers import simplify
 from ebm_samplers.streams import Stream
 
 OPERATORS = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "and": "and", "or": "or",
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|",
     "lt": "<", "le": "<=", "eq": "==", "ne": "!=",
 }  # fmt: skip
+FEW_ELEMENTS = 3
+"""Elements of a state up to which kernels take masses as matrices, though they be diagonal."""
+
+LOCAL_NUMBERS = 2**13
+"""Numbers of a tile up to which it lies on the stack."""
+
+OWN_ROWS = ("BETA", "POTENTIAL", "CHANCE", "WILD", "TOTAL", "SIZE", "FREE")
 EXTREMA = {"max": "<", "min": ">", "above": "<"}
 
-HEADER = '''"""{title}; generated, do not edit."""
+PRELUDE = '''"""{title}; generated, do not edit."""
 
 import math
 
-import numba
 import numpy as np
+from numba import types
 
 from ebm_samplers.fused import arithmetic
-from ebm_samplers.fused.noise import fill_normals_{dtype} as fill_normals
-from ebm_samplers.fused.noise import fill_uniforms, fill_words
+from ebm_samplers.fused.intrinsics import local_memory, predicted, select
 
-L, SHIFT, D = {lanes}, {shift}, {size}
-X, G, E, OWN = 0, {size}, {energy_row}, {rows}
-ROWS, CHUNK, PLANE = {rows}, {chunk}, {plane}
-BETA, POTENTIAL, CHANCE, WILD, TOTAL, SIZE, FREE = (OWN + i for i in range(7))
-NOISE, MOMENTUM, ACCEPT = {streams}
-real = np.{dtype}
-exp = {exp}
-
-
+Reals, Doubles, Ints, Words = (
+    types.CPointer(t) for t in (types.{dtype}, types.float64, types.int64, types.uint32)
+)
+Int, Double, Key = types.int64, types.float64, types.uint64
 OPTIONS = {{
     "error_model": "numpy",
     "nogil": True,
     "no_rewrites": True,
     "fastmath": {{"contract", "arcp", "nsz", "afn", "reassoc"}},
 }}
-
-
-def compiled(function):
-    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
-
-
-def entry(function):
-    return numba.njit(cache="__file__" in globals(), no_cfunc_wrapper=True, **OPTIONS)(function)
-
-
+real = np.{dtype}
 '''
+
+FILL = "fill"
+HEADER = """exp = {exp}
+fill = types.ExternalFunction(
+    "{fill}",
+    types.void(Reals, Words, Int, Int, Int, Int, Int, Int, Key, Int),
+)
+
+
+"""
+"""The names of a sampler's kernel."""
 
 
 def module_source(program: Program, sampler: str, lanes: int, double: bool, title: str) -> str:
@@ -65,27 +71,37 @@ def module_source(program: Program, sampler: str, lanes: int, double: bool, titl
     size = program.size
     chunk = 4 * max(1, 128 // (size * lanes))
     names = function_names(double)
-    header = HEADER.format(
-        title=title,
-        lanes=lanes,
-        shift=lanes.bit_length() - 1,
-        size=size,
-        energy_row=2 * size,
-        rows=program.n_rows,
-        chunk=chunk,
-        plane=size * chunk // 4 * lanes,
-        streams=f"{int(Stream.NOISE)}, {int(Stream.MOMENTUM)}, {int(Stream.ACCEPT)}",
-        dtype="float64" if double else "float32",
-        exp=names["exp"],
-    )
-    parts = (
-        helper_functions(program),
-        energy_function(program, names),
-        offset_function(program, names),
-        compiled_text("tile"),
-        compiled_text(sampler),
-    )
-    return header + "\n\n".join(parts)
+    dtype = "float64" if double else "float32"
+    header = PRELUDE.format(title=title, dtype=dtype)
+    texts = [energy_function(program, names), *map(compiled_text, ("tile", sampler))]
+    if sampler != "energy":
+        header += HEADER.format(exp=names["exp"], fill=f"ebm_samplers_fill_{dtype}")
+        texts.append(compiled_text("chains"))
+    constants = {
+        "L": lanes,
+        "SHIFT": lanes.bit_length() - 1,
+        "D": size,
+        "X": 0,
+        "G": size,
+        "E": 2 * size,
+        "OWN": program.n_rows,
+        "LOCAL_ROWS": LOCAL_NUMBERS // lanes,
+        "FEW_ELEMENTS": FEW_ELEMENTS,
+        "LOOPED": int(not program.straight),
+        "CHUNK": chunk,
+        "PLANE": size * chunk // 4 * lanes,
+        **{name: program.n_rows + i for i, name in enumerate(OWN_ROWS)},
+        **{stream.name: int(stream) for stream in Stream},
+    }
+    function, constants = expanded("\n\n".join(texts), "chains", constants, ["energy_and_gradient"])
+    known: dict[str, object] = {**simplify(function, lanes)}
+    body = ast.unparse(ast.fix_missing_locations(function)) + "\n"
+    known |= {"ROWS": constants["END"], "PLANE": constants["PLANE"], "D": size, "L": lanes}
+    lines = [f"{name} = {value}" for name, value in known.items()]
+    lines.append("local = local_memory(ROWS * L)")
+    lines.append(f"accepted = {'predicted' if lanes == 1 else 'select'}")
+    parts = [header, *lines, helper_functions(program), "", "", offset_function(program), "", body]
+    return "\n".join(parts)
 
 
 def helper_functions(program: Program) -> str:
@@ -99,23 +115,24 @@ def helper_functions(program: Program) -> str:
 
 def energy_function(program: Program, names: dict[str, str]) -> str:
     """The function that computes the tile's rows of energy and gradient."""
-    lines = ["@compiled", "def energy_and_gradient(w, p):"]
+    lines = ["def energy_and_gradient(w, p):"]
     for nest in program.nests:
         lines += _product_lines(nest) if isinstance(nest, Product) else _nest_lines(nest, names)
-    lines += ["    if L > 1:", "        keep_loops()"]
     return "\n".join(lines) + "\n"
 
 
-def offset_function(program: Program, names: dict[str, str]) -> str:
-    """The function that gives the part of the energy that no state changes, in float64."""
+def offset_function(program: Program) -> str:
+    """The function that gives the part of the energy that no state changes.
+
+    It is not compiled: Python's way to a few numbers is shorter.
+    """
     assert program.offset is not None
-    text = _Text(names, "np.float64")
+    text = _Text(NUMPY_NAMES, "np.float64")
     value = text.all([program.offset], varying=False)[0]
-    body = [f"    {line}" for line in text.lines]
-    return (
-        "\n".join(["@entry", "def energy_offset(p):", *body, f"    return np.float64({value})"])
-        + "\n"
-    )
+    body = [*text.lines, f"return {value}"]
+    if text.lines:
+        body = ['with np.errstate(all="ignore"):', *(f"    {line}" for line in body)]
+    return "\n".join(["def energy_offset(p):", *(f"    {line}" for line in body)]) + "\n"
 
 
 def _loop_lines(loops: Sequence[Loop]) -> tuple[list[str], str]:

@@ -4,16 +4,16 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
-from types import ModuleType
 from typing import Any
 
-import numba
+import numpy as np
 import torch
-from numba.core.errors import NumbaError
 
-from ebm_samplers.fused import cache
+from ebm_samplers.fused.codegen import FEW_ELEMENTS, FILL
+from ebm_samplers.fused.native import native
+from ebm_samplers.fused.noise import provide
 from ebm_samplers.fused.trace import CannotFuse
 
 counts: Counter[str] = Counter()
@@ -22,6 +22,12 @@ counts: Counter[str] = Counter()
 
 THREAD_WORK = 2e6
 """Scalar operations, for all lanes together, below which one thread does all."""
+
+SCHEDULES = ("step_size", "scale", "lengths")
+"""Settings of each transition; arrays of one element hold for all of them."""
+
+ALIGNED = 64
+"""Bytes of a cache line, and of the longest SIMD register."""
 
 
 class Kernel:
@@ -40,14 +46,26 @@ class Kernel:
 
     def __init__(self, source: str, lanes: int) -> None:
         self.source, self.lanes = source, lanes
-        self.module: ModuleType = cache.load(source)
+        names: dict[str, Any] = {}
+        exec(compile(source, "<kernel>", "exec"), names)
+        self._offset: Callable[[Any], float] = names["energy_offset"]
+        self._double = names["real"] is np.float64
+        self._names = tuple(names["chains"].__annotations__)
+        self._dtypes = tuple(
+            np.dtype(str(kind.dtype)) if hasattr(kind, "dtype") else None
+            for kind in names["chains"].__annotations__.values()
+        )
+        rows, plane = names["ROWS"] * lanes, 4 * names["PLANE"]
+        # of w, words, z, u, in units of a number
+        self._sizes = (rows, plane, plane, plane) if FILL in names else (rows,)
+        self._few = names["D"] <= FEW_ELEMENTS
         self.seconds = 0.0
         self.cached = False
-        self._ready = False
+        self._call: Callable[..., None] | None = None
 
     def offset(self, p: Any) -> float:
         """The additive constant of the energy."""
-        return float(self.module.energy_offset(p))
+        return float(self._offset(p))
 
     def __call__(self, n_chains: int, work: float, *args: Any) -> None:
         """Run the kernel over all tiles.
@@ -55,40 +73,85 @@ class Kernel:
         Args:
             n_chains: Number of chains.
             work: Roughly the scalar operations of it all.
-            args: The arguments of ``chains``, without tiles.
+            args: Arrays and numbers: those of ``chains`` up to ``largest``.
 
         Raises:
             CannotFuse: If it cannot be compiled.
         """
+        call = self._call or self._compiled()
+        named = dict(zip(self._names, args, strict=False))
+        sizes = [n_chains]
+        if "mass" in named:
+            n_steps = len(named["step_size"])
+            for schedule in SCHEDULES:
+                if len(named[schedule]) == 0:  # it is looked at, if not used
+                    named[schedule] = np.zeros(1, named[schedule].dtype)
+            for matrix in ("mass", "root") if self._few else ():
+                if len(named[matrix]) == 1:
+                    named[matrix] = np.diag(named[matrix][0])
+            sizes += (
+                n_steps,
+                named["statistics"].shape[2],
+                named["draws"].shape[1],
+                len(named["mass"]) > 1,
+                *(len(named[schedule]) > 1 for schedule in SCHEDULES),
+            )
+        given = [*map(_address, named.values(), self._dtypes), *sizes]
+
+        def part(first_tile: int, last_tile: int) -> None:
+            _owner, addresses = self._memory()
+            call(*given, *addresses, first_tile, last_tile)
+
         n_tiles = -(-n_chains // self.lanes)
-        if not self._ready:
-            self._compile((*args, 0, n_tiles))
         n_threads = min(torch.get_num_threads(), n_tiles)
         if n_threads < 2 or work < THREAD_WORK:
-            self.module.chains(*args, 0, n_tiles)
+            part(0, n_tiles)
             return
         bounds = [n_tiles * i // n_threads for i in range(n_threads + 1)]
-        chains = self.module.chains
-        submit: Callable[..., Any] = _pool(n_threads).submit
-        tasks = [submit(chains, *args, a, b) for a, b in pairwise(bounds)]
-        for task in tasks:
-            task.result()
-
-    def _compile(self, args: tuple[Any, ...]) -> None:
-        chains = self.module.chains
-        start = time.perf_counter()
-        signature = tuple(numba.typeof(a) for a in args)  # type: ignore[no-untyped-call]
-        known = signature in chains.overloads  # by an earlier trace of the same program
+        tasks = [_pool(n_threads).submit(part, a, b) for a, b in pairwise(bounds)]
         try:
-            chains.compile(signature)
+            for task in tasks:
+                task.result()
+        finally:
+            wait(tasks)  # nothing is written any more once an interrupt has left this call
+
+    def _memory(self) -> tuple[Any, list[int]]:
+        """Room for the tile and its noise: who owns it, and addresses."""
+        width = 8 if self._double else 4
+        sizes = [-(-size * width // ALIGNED) * ALIGNED for size in self._sizes]
+        memory = np.zeros(sum(sizes) + ALIGNED, np.uint8)
+        address = -(-memory.ctypes.data // ALIGNED) * ALIGNED
+        addresses = []
+        for size in sizes:
+            addresses.append(address)
+            address += size
+        return memory, addresses
+
+    def _compiled(self) -> Callable[..., None]:
+        from numba.core.errors import NumbaError
+
+        start = time.perf_counter()
+        provide(self._double)
+        try:
+            function, known = native(self.source, "chains")
         except NumbaError as error:
             reason = str(error).strip().splitlines()[0]
             raise CannotFuse(f"its kernel does not compile ({reason})") from error
         self.seconds = time.perf_counter() - start
-        self.cached = known or sum(chains.stats.cache_hits.values()) > 0
+        self.cached = known or function.cached
         if not known:
             counts["cached" if self.cached else "compiled"] += 1
-        self._ready = True
+        self._call = function.call
+        return self._call
+
+
+def _address(value: Any, dtype: np.dtype[Any] | None) -> Any:
+    """What a kernel is given: the address of an array, or a number."""
+    if dtype is None:
+        return value
+    if value.dtype != dtype or not value.flags.c_contiguous:
+        raise TypeError(f"a kernel wants {dtype} in C order, not {value.dtype}")
+    return value.ctypes.data
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}

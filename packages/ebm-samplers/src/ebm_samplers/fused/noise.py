@@ -1,20 +1,23 @@
-"""The functions of `kernels.noise`, compiled once for all kernels with tiles of one form.
+"""The function that fills tiles with noise (`kernels.noise`), ready for kernels to call."""
 
-Kernels link them as they are, which halves the time to compile a kernel. Numba's cache would not
-notice changes in functions that they call, so that `ebm_samplers.philox` and they are kept as one
-generated module. Numba compiles them anew for other constants ``plane`` and ``shift``, rightly:
-without knowing these LLVM finds no SIMD code, a third of the speed.
-"""
+import functools
 
-from pathlib import Path
+import llvmlite.binding as llvm
 
-from ebm_samplers import philox
-from ebm_samplers.fused import cache
+from ebm_samplers.fused.codegen import PRELUDE
 from ebm_samplers.fused.kernels import compiled_text
+from ebm_samplers.fused.native import native
 
-_module = cache.load(Path(philox.__file__).read_text() + "\n\n" + compiled_text("noise"))
 
-fill_words = _module.fill_words
-fill_normals_float32 = _module.fill_normals_float32
-fill_normals_float64 = _module.fill_normals_float64
-fill_uniforms = _module.fill_uniforms
+def symbol(double: bool) -> str:
+    """The name that kernels call the function by."""
+    return f"ebm_samplers_fill_{'float64' if double else 'float32'}"
+
+
+@functools.cache
+def provide(double: bool) -> None:
+    """Compile or load the function, and make it known to the linker."""
+    prelude = PRELUDE.format(title="Noise", dtype="float64" if double else "float32")
+    lines = "from ebm_samplers.philox import cos_sin_turn, minus_log_unit\n\n"
+    source = f"{prelude}{lines}DOUBLE = {double}\n\n\n{compiled_text('noise')}"
+    llvm.add_symbol(symbol(double), native(source, "fill")[0].address)

@@ -79,11 +79,12 @@ class _Writer:
 
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any, lanes: int) -> None:
         self.builder, self.lanes = builder, lanes
-        arrays = [
-            context.make_array(kind)(context, builder, value)
+        self.w, self.p = (
+            value
+            if isinstance(kind, types.CPointer)
+            else context.make_array(kind)(context, builder, value).data
             for kind, value in zip(signature.args[:2], args[:2], strict=True)
-        ]
-        self.w, self.p = (array.data for array in arrays)
+        )
         self.scalar = self.w.type.pointee
         self.width = VECTOR_BYTES // (8 if isinstance(self.scalar, ir.DoubleType) else 4)
         self.out, self.row = (self._times(a, lanes) for a in args[2:4])

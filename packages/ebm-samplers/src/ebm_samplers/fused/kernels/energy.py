@@ -1,20 +1,20 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 # ruff: noqa: F403, F405 - the names of a generated module
 """Energies and gradients of a batch."""
-
-import numpy as np
 
 from ebm_samplers.fused.kernels.tile import *
 
 # compiled ---------------------------------------------------------------------------------------
 
+END = OWN
 
-@entry
-def chains(p, state, first_tile, last_tile):  # type: ignore[no-untyped-def]
+
+def chains(p: Reals, state: Reals, n_chains: Int, memory: Reals, first_tile: Int, last_tile: Int):
     """Energies and gradients of the states of some tiles."""
-    w = np.zeros(ROWS * L, real)
+    w = local(memory) if END <= LOCAL_ROWS else memory
     for tile in range(first_tile, last_tile):
-        enter(w, X, state, tile)
+        enter(w, X, 2 * D + 1, state, tile, n_chains)
         energy_and_gradient(w, p)
-        for lane in range(min(L, len(state) - tile * L)):
-            for i in range(2 * D + 1):
-                state[tile * L + lane, i] = w[(X + i) * L + lane]
+        leave(w, X, 2 * D + 1, state, tile, n_chains)
+    if L > 1 and LOOPED:
+        keep_loops()

@@ -1,27 +1,38 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
 """Philox's numbers for tiles, in planes; see `tile` for their order.
 
-These functions do not depend on the energy. They are called once for some steps, so that nothing is
-lost by not inlining them.
+This function does not depend on the energy: it is compiled once, apart from the kernels that call
+it. It is called once for some steps.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
-from ebm_samplers.philox import _compiled, cos_sin_turn, minus_log_unit
+from ebm_samplers.fused.kernels.tile import Int, Key, Reals, Words
+from ebm_samplers.philox import cos_sin_turn, minus_log_unit
+
+real: Any = np.float32
+DOUBLE = False
 
 # compiled ---------------------------------------------------------------------------------------
 
 
-@_compiled
-def fill_words(words, plane, shift, chain, first_block, n_blocks, stream, key):  # type: ignore[no-untyped-def]
-    """Words of blocks ``first_block``, … of the 2^shift chains from ``chain`` on."""
-    # Philox's rounds stand here in full: a call of philox_block is not always inlined, and then
-    # nothing is SIMD.
+def fill(
+    out: Reals, words: Words, plane: Int, shift: Int, chain: Int, first_block: Int, n_blocks: Int,
+    stream: Int, key: Key, uniform: Int,
+):  # fmt: skip
+    """Numbers of blocks ``first_block``, … of the 2^shift chains from ``chain`` on.
+
+    First the integers, then normals or uniforms, each in a loop that LLVM turns into SIMD code.
+    """
     low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
     s = np.uint64(shift)
     mask = (np.uint64(1) << s) - np.uint64(1)
-    for q in range(n_blocks << shift):
+    n = n_blocks << shift
+    for q in range(n):
+        # Philox's rounds stand here in full: a call of philox_block is not always inlined.
         block = np.uint64(first_block) + (np.uint64(q) >> s)
         c0 = (np.uint64(chain) + (np.uint64(q) & mask)) & low
         c1 = block & low
@@ -42,37 +53,23 @@ def fill_words(words, plane, shift, chain, first_block, n_blocks, stream, key): 
         words[plane + q] = np.uint32(c1)
         words[2 * plane + q] = np.uint32(c2)
         words[3 * plane + q] = np.uint32(c3)
-
-
-@_compiled
-def fill_normals_float32(z, words, plane, n):  # type: ignore[no-untyped-def]
-    """The first ``n`` normals of each plane."""
-    for pair in range(2):
-        a = 2 * pair * plane
-        for q in range(n):
-            radius = np.sqrt(np.float32(2) * minus_log_unit(words[np.uint64(a + q)]))
-            cosine, sine = cos_sin_turn(words[np.uint64(a + plane + q)])
-            z[np.uint64(a + q)] = radius * cosine
-            z[np.uint64(a + plane + q)] = radius * sine
-
-
-@_compiled
-def fill_normals_float64(z, words, plane, n):  # type: ignore[no-untyped-def]
-    """The first ``n`` normals of each plane."""
-    for pair in range(2):
-        a = 2 * pair * plane
-        for q in range(n):
-            radius = math.sqrt(-2.0 * math.log((words[a + q] + 0.5) * 2.0**-32))
-            angle = words[a + plane + q] * (2.0 * math.pi * 2.0**-32)
-            z[a + q] = radius * math.cos(angle)
-            z[a + plane + q] = radius * math.sin(angle)
-
-
-@_compiled
-def fill_uniforms(u, words, plane, n):  # type: ignore[no-untyped-def]
-    """The first ``n`` uniforms of each plane."""
-    for word in range(4):
-        a = word * plane
-        for q in range(n):
-            number = np.float32(words[np.uint64(a + q)] >> np.uint32(9)) + np.float32(0.5)
-            u[np.uint64(a + q)] = number * np.float32(2.0**-23)
+    if uniform:
+        for word in range(4):
+            a = word * plane
+            for q in range(n):
+                number = np.float32(words[a + q] >> np.uint32(9)) + np.float32(0.5)
+                out[a + q] = number * np.float32(2.0**-23)
+    else:
+        for pair in range(2):
+            a, b = 2 * pair * plane, (2 * pair + 1) * plane
+            for q in range(n):
+                if DOUBLE:
+                    radius = math.sqrt(-2.0 * math.log((words[a + q] + 0.5) * 2.0**-32))
+                    angle = words[b + q] * (2.0 * math.pi * 2.0**-32)
+                    out[a + q] = radius * math.cos(angle)
+                    out[b + q] = radius * math.sin(angle)
+                else:
+                    distance = np.sqrt(np.float32(2) * minus_log_unit(words[a + q]))
+                    cosine, sine = cos_sin_turn(words[b + q])
+                    out[a + q] = distance * cosine
+                    out[b + q] = distance * sine

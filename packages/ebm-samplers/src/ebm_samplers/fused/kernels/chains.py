@@ -1,0 +1,86 @@
+# mypy: disable-error-code="no-untyped-def,no-untyped-call"
+# ruff: noqa: F403, F405 - the names of a generated module
+"""The loop of all samplers: over tiles, steps whose noise is made at once, and steps.
+
+A sampler's own file gives its rows, its streams, and the procedures ``transition`` and ``settle``,
+which completes the statistics of a slot. A fresh chain, whose energy and gradient are not known,
+begins with a transition of size zero before the first step (``now`` is -1), which is accepted
+whatever it gives. So there is one place in the code where energy and gradient are computed, and an
+evaluation rounds the same however a run is cut.
+"""
+
+from typing import Any
+
+from ebm_samplers.fused.kernels.tile import *
+
+NORMALS = NOISE  # the stream of a transition's normals
+ADJUSTED = 0  # whether it needs a uniform
+LENGTH = 1  # numbers of the state that a run gives back
+
+
+def transition(*_: Any) -> None:
+    """Stands for the sampler's."""
+
+
+def settle(w: Any, offset: float) -> None:
+    """Stands for the sampler's."""
+
+
+# compiled ---------------------------------------------------------------------------------------
+
+
+def chains(
+    p: Reals, offset: Double, state: Reals, beta: Reals, step_size: Doubles, scale: Doubles,
+    lengths: Ints, mass: Reals, root: Reals, key: Key, first_chain: Int, first_step: Int,
+    fresh: Int, thin: Int, first_slot: Int, draws: Reals, statistics: Reals, largest: Reals,
+    n_chains: Int, n_steps: Int, n_slots: Int, n_draws: Int, dense: Int,
+    size_stride: Int, scale_stride: Int, length_stride: Int,
+    memory: Reals, words: Words, z: Reals, u: Reals, first_tile: Int, last_tile: Int,
+):  # fmt: skip
+    """Advance the chains of some tiles by ``n_steps`` transitions."""
+    w = local(memory) if END <= LOCAL_ROWS else memory
+    last_step = first_step + n_steps
+    for tile in range(first_tile, last_tile):
+        enter(w, CURRENT, 2 * D + 1, state, tile, n_chains)
+        enter(w, BETA, 1, beta, tile, n_chains)
+        clear(w, POTENTIAL, FREE - POTENTIAL)
+        step = first_step - 1 if fresh else first_step
+        stop = first_step
+        block = step * D >> 2
+        accept_block = step >> 2
+        slot = first_slot
+        left = thin + 1 if fresh else thin  # transitions to the end of the slot
+        while step < last_step:
+            if step >= first_step:
+                stop = (step // CHUNK + 1) * CHUNK
+                stop = stop if stop < last_step else last_step
+                block = step * D >> 2
+                accept_block = step >> 2
+                count = (stop * D + 3 >> 2) - block
+                chain = first_chain + tile * L
+                fill(z, words, PLANE, SHIFT, chain, block, count, NORMALS, key, 0)
+                if ADJUSTED:
+                    count = (stop + 3 >> 2) - accept_block
+                    fill(u, words, PLANE, SHIFT, chain, accept_block, count, ACCEPT, key, 1)
+            while step < stop:
+                now = step - first_step
+                uniforms = (step & 3) * PLANE + ((step >> 2) - accept_block) * L
+                at = now if now >= 0 else 0
+                size = step_size[at * size_stride]
+                transition(
+                    w, p, z, step * D - 4 * block, u, uniforms, now,
+                    size if now >= 0 else 0.0, scale[at * scale_stride],
+                    lengths[at * length_stride] if now >= 0 else 1, mass, root, dense, offset,
+                )  # fmt: skip
+                step += 1
+                left -= 1
+                if left == 0:
+                    settle(w, offset)
+                    record(w, draws, statistics, tile, n_chains, slot, n_slots, n_draws)
+                    clear(w, CHANCE, 2)
+                    slot += 1
+                    left = thin
+        leave(w, CURRENT, 2 * D + 1, state, tile, n_chains)
+        leave(w, SIZE, 1, largest, tile, n_chains)
+    if L > 1 and LOOPED:
+        keep_loops()
