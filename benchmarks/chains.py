@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -232,6 +233,7 @@ def main() -> None:
     options.seconds = options.seconds or (0.05 if options.quick else 0.2)
     if options.quick:
         options.repetitions = min(options.repetitions, 3)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # workers end with it
     benchmark = Benchmark(options)
     if not options.report:
         benchmark.run()

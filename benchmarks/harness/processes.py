@@ -64,7 +64,10 @@ class WorkerProcess:
         Raises:
             RivalError: If there is none in time, the process ends, or the answer is an error.
         """
-        process = self._started()
+        try:
+            process = self._started()
+        except OSError as error:
+            raise RivalError(f"its interpreter does not start: {error}") from error
         request = json.dumps({"operation": operation, **arguments}) + "\n"
         process.send_signal(signal.SIGCONT)
         try:
