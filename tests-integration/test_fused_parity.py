@@ -134,9 +134,7 @@ CASES = {
         *(0.15, "hmc", 70, torch.float64, lambda n: normals(n, 3).clamp(-1.4, 1.4)),
     ),
     "scaled": Case(lambda: 0.5 * Ring(), 0.3, "mala", 5, torch.float64),
-    "tempered": Case(
-        lambda: Gaussian([0.5, -1.0], COVARIANCE).tempered(2.0), 0.9, "hmc", 5, torch.float64
-    ),
+    "tempered": Case(lambda: Ackley(dim=2).tempered(2.0), 0.15, "hmc", 5, torch.float64),
     "mixture": Case(
         lambda: MixtureEnergy([Gaussian([2.0, 0.0], COVARIANCE), Harmonic(4.0)], [0.0, -1.0]),
         *(0.6, "mala", 70),
