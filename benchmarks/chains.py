@@ -57,7 +57,7 @@ class Benchmark:
         self.found.setdefault("cells", {})
         cores = sorted(os.sched_getaffinity(0))
         self.settings = {"one core": {cores[-1]}, "all cores": set(cores)}
-        self.kernels = tempfile.mkdtemp(prefix="kernels_", dir=options.scratch)
+        self.kernels = tempfile.TemporaryDirectory(prefix="kernels_", dir=options.scratch)
         self.began = time.monotonic()
 
     def run(self) -> None:
@@ -89,7 +89,7 @@ class Benchmark:
         if rival != "ours":
             python = str(ROOT / self.options.environments.format(rival) / "bin" / "python")
         return WorkerProcess(
-            rival, python, cores, {"EBM_SAMPLERS_CACHE_DIR": kernels or self.kernels}
+            rival, python, cores, {"EBM_SAMPLERS_CACHE_DIR": kernels or self.kernels.name}
         )
 
     def chosen_cells(self) -> list[Cell]:
@@ -157,9 +157,11 @@ class Benchmark:
         Raises:
             RivalError: If it cannot be measured.
         """
-        rates = ours.ask("noise", chains=list(CHAINS), seconds=1.0)
-        self.found.setdefault("normals", {})[setting] = rates
-        self.say(f"{setting}: normals/s {json.dumps(rates)}")
+        for chains in CHAINS:
+            rates = ours.ask("noise", chains=chains, seconds=5 * self.options.seconds)
+            self.found.setdefault("normals", {}).setdefault(setting, {})[str(chains)] = rates
+            listed = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
+            self.say(f"{setting}: normals/s with {chains} chains: {listed}")
         if len(ours.cores) == 1 and "overhead" in self.options.parts:
             for target in ("double well", "MLP 2-64-64-1"):
                 for method in METHODS:

@@ -42,7 +42,7 @@ def sections(found: Results) -> Iterator[str]:
         yield f"### Wanted and measured, {setting}"
         yield _aims(entries)
         yield f"### All cells, {setting}"
-        yield _cells(entries, found.get("normals", {}).get(setting, {}).get("kernels"))
+        yield _cells(entries, found.get("normals", {}).get(setting, {}))
         yield _remarks(entries)
     if "compile" in found:
         yield "### Compilation"
@@ -124,7 +124,7 @@ def _aims(entries: Results) -> str:
     return table(head, rows, right=2)
 
 
-def _cells(entries: Results, normals: float | None) -> str:
+def _cells(entries: Results, normals: Results) -> str:
     rows = []
     for cell in cells():
         entry = entries.get(str(cell), {})
@@ -132,10 +132,11 @@ def _cells(entries: Results, normals: float | None) -> str:
             continue
         ours = entry.get("ours", {}).get("rate")
         row = [cell.target, cell.method, f"{cell.chains:,}", rate(ours) if ours else "failed"]
-        row.append(f"{ours * cell.dim / normals:.0%}" if ours and normals else "")
+        ceiling = max(normals.get(str(cell.chains), {}).values(), default=0)
+        row.append(f"{ours * cell.dim / ceiling:.0%}" if ours and ceiling else "")
         row += [_rival(entry.get(rival, {}), ours, cell, rival) for rival in NAMES]
         rows.append(tuple(row))
-    head = ("target", "method", "chains", "this project", "of normals", *NAMES.values())
+    head = ("target", "method", "chains", "this project", "of the noise", *NAMES.values())
     return table(head, rows, right=2)
 
 

@@ -76,10 +76,12 @@ def explanation(program: Program) -> str:
     return str(chains.sampler.explain(chains.start))
 
 
-def noise(chains: list[int], seconds: float) -> dict[str, Any]:
-    """Normals per second: as kernels make them, and of the public fill for numbers of chains."""
-    public = {str(n): normals.tensor_rate(n, seconds) for n in chains}
-    return {"kernels": normals.tile_rate(seconds), "public": public}
+def noise(chains: int, seconds: float) -> dict[str, float]:
+    """Normals per second: of a random walk, and of the public fill."""
+    return {
+        "walk": normals.walk_rate(chains, seconds),
+        "fill": normals.fill_rate(chains, seconds),
+    }
 
 
 def overhead(target: str, method: str, chains: int, repetitions: int) -> dict[str, Any]:
