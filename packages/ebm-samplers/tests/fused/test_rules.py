@@ -23,6 +23,8 @@ ENERGIES = {
     "sub": lambda x: torch.sub(x, x * x, alpha=3).sum(1) + torch.rsub(x, 2.0, alpha=3)[:, 1],
     "cat": lambda x: (torch.cat([x, x.square()], 1) * torch.arange(4.0).double()).sum(1),
     "stack": lambda x: torch.stack([x[:, 1], x[:, 0]], -1).cumsum(1).square().sum(1),
+    "running": lambda x: (x[:, :, None] * MATRIX).cumsum(1).sin().sum((1, 2))
+    + x.repeat(1, 5).cumsum(1).exp().sum(1),
     "powers": lambda x: (x**3).sum(1) + (x.abs() + 1).pow(-2).sum(1) + (x**17).sum(1),
     "roots": lambda x: (x.abs() ** 1.5 + x.abs() ** 0.5 + (x.abs() + 1) ** -0.5).sum(1),
     "real power": lambda x: (x.abs() + 0.1).pow(1.7).sum(1) + torch.pow(2.0, x).sum(1),
@@ -78,7 +80,7 @@ ENERGIES = {
     .sum(1),
 }  # fmt: skip
 REARRANGED = ("matrices", "triangular", "triangular from the right")
-ONLY_STRAIGHT = ("stack", "maximum", "product")
+ONLY_STRAIGHT = ("maximum",)
 MATRIX = torch.tensor([[1.0, 0.3], [-0.2, 2.0]], dtype=torch.float64)
 AWKWARD = (0.0, 0.5, 1.0, -1.0, 25.0, -40.0, np.inf, -np.inf, np.nan)
 

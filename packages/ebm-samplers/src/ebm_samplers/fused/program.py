@@ -197,6 +197,22 @@ class Program:
             )
         return self.rows(base, array.shape)
 
+    def running(self, op: str, array: Array, axis: int) -> Array:
+        """Each element and, by ``op``, all before it on an axis."""
+        base, shape = self.allocate(array.size), array.shape
+
+        def later(index: tuple[Index, ...], by: int) -> tuple[Index, ...]:
+            return (*index[:axis], index[axis] + by, *index[axis + 1 :])
+
+        first = Array((*shape[:axis], 1, *shape[axis + 1 :]), array.load, None, max(array.cost, 1))
+        self.assign(base, first, lambda index: ravel(index, shape))
+        if shape[axis] > 1:
+            loops, index = self._loops((*shape[:axis], shape[axis] - 1, *shape[axis + 1 :]))
+            before = self.pool.row(base + ravel(index, shape))
+            value = self.pool(op, before, array.load(later(index, 1)))
+            self.nests.append(Nest(loops, (Store(base + ravel(later(index, 1), shape), value),)))
+        return self.rows(base, shape)
+
     def reduce(
         self,
         op: str,
