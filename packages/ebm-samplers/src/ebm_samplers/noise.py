@@ -7,12 +7,11 @@ do; by the layout, how many it makes at once changes nothing.
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ebm_core import ConfigurationError, ShapeError
-from ebm_samplers.philox import NORMAL_FLOAT32, NORMAL_FLOAT64, UNIFORM, fill_rows
+from ebm_samplers.fused.noise import fill_rows
 
 _ELEMENTS_AT_ONCE = 2**16
 _STEPS_AT_ONCE = 64
@@ -44,21 +43,18 @@ def fill_normals(
         tensor([[ 1.6512,  0.8456],
                 [-0.1750,  0.3935]])
     """
-    double = out.dtype == torch.float64
-    return _fill(
-        out, NORMAL_FLOAT64 if double else NORMAL_FLOAT32, key, stream, first_chain, first_index
-    )
+    return _fill(out, False, key, stream, first_chain, first_index)
 
 
 def fill_uniforms(
     out: Tensor, key: int, stream: int, first_chain: int = 0, first_index: int = 0
 ) -> Tensor:
     """Fill a tensor with uniforms in (0, 1), never 0 or 1; otherwise as `fill_normals`."""
-    return _fill(out, UNIFORM, key, stream, first_chain, first_index)
+    return _fill(out, True, key, stream, first_chain, first_index)
 
 
 def _fill(
-    out: Tensor, kind: int, key: int, stream: int, first_chain: int, first_index: int
+    out: Tensor, uniform: bool, key: int, stream: int, first_chain: int, first_index: int
 ) -> Tensor:
     if out.ndim != 2:
         raise ShapeError(f"out has shape {tuple(out.shape)}", "(chain, k)", "reshape out")
@@ -66,8 +62,7 @@ def _fill(
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
     direct = out.device.type == "cpu" and out.dtype == dtype and out.is_contiguous()
     target = out.detach() if direct else torch.empty(out.shape, dtype=dtype, device="cpu")
-    counter = (np.uint64(n) for n in (key, stream, first_chain, first_index))
-    fill_rows(target.numpy(), kind, *counter)
+    fill_rows(target.numpy(), uniform, key, stream, first_chain, first_index)
     return out if direct else out.copy_(target)
 
 

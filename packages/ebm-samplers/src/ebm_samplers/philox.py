@@ -15,13 +15,12 @@ has. The layout is public, and fixed for ever:
   never 0 or 1.
 
 The functions are plain Python on integers, compiled by numba for the CPU, and fit to be compiled as
-device functions for CUDA; `philox4x32` runs the same source on NumPy arrays. Those that call each
-other stay in this one file, because numba's cache on disk does not notice changes elsewhere.
+device functions for CUDA; `philox4x32` runs the same source on NumPy arrays.
 
-Speed comes from form: a tile of blocks is made in two passes, first the integers, then the numbers,
-each a loop without loads of counters or calls to libm, which LLVM turns into SIMD code; in float32
-logarithm, sine and cosine are polynomials. A tile is always computed whole, so that no number
-depends on its place among others.
+Speed comes from form (`fused.kernels.noise`): a tile of blocks is made in two passes, first the
+integers, then the numbers, each a loop without loads of counters or calls to libm, which LLVM turns
+into SIMD code; in float32 logarithm, sine and cosine are polynomials. A tile is always computed
+whole, so that no number depends on its place among others.
 """
 
 import math
@@ -34,12 +33,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from ebm_core import ConfigurationError, ShapeError
 
-TILE = 128
-"""Blocks of four numbers made at once."""
-
-NORMAL_FLOAT32, NORMAL_FLOAT64, UNIFORM = 0, 1, 2
-"""What `fill_rows` makes of the words."""
-
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW, _32 = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -51,16 +44,13 @@ _TURN = 2.0 * math.pi * 2.0**-32
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    """Compiled for the CPU; kept on disk where numba finds a folder to write to."""
     options: dict[str, Any] = {
         "error_model": "numpy",
         "nogil": True,
         "fastmath": {"contract"},
+        "forceinline": True,
     }
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:
-        return numba.njit(**options)(function)
+    return numba.njit(**options)(function)
 
 
 @_compiled
@@ -129,109 +119,6 @@ def cos_sin_turn(w):  # type: ignore[no-untyped-def]
     if (quadrant & _u(2)) != 0:
         sine = -sine
     return cosine, sine
-
-
-@_compiled
-def _tile_of_words(w, chain, chain_step, block, block_step, stream, k0, k1):  # type: ignore[no-untyped-def]
-    for i in range(TILE):
-        b = np.uint64(block + np.uint64(i) * block_step)
-        c = np.uint64(chain + np.uint64(i) * chain_step) & _LOW
-        w0, w1, w2, w3 = philox_block(c, b & _LOW, b >> _32, stream, k0, k1)
-        w[0, i] = _u(w0)
-        w[1, i] = _u(w1)
-        w[2, i] = _u(w2)
-        w[3, i] = _u(w3)
-
-
-@_compiled
-def _tile_of_normals_float32(w, z):  # type: ignore[no-untyped-def]
-    for pair in range(0, 4, 2):
-        for i in range(TILE):
-            radius = np.sqrt(_f(2) * minus_log_unit(w[pair, i]))
-            cosine, sine = cos_sin_turn(w[pair + 1, i])
-            z[pair, i] = radius * cosine
-            z[pair + 1, i] = radius * sine
-
-
-@_compiled
-def _tile_of_normals_float64(w, z):  # type: ignore[no-untyped-def]
-    for pair in range(0, 4, 2):
-        for i in range(TILE):
-            radius = math.sqrt(-2.0 * math.log((w[pair, i] + 0.5) * 2.0**-32))
-            angle = w[pair + 1, i] * _TURN
-            z[pair, i] = radius * math.cos(angle)
-            z[pair + 1, i] = radius * math.sin(angle)
-
-
-@_compiled
-def _tile_of_uniforms(w, z):  # type: ignore[no-untyped-def]
-    for word in range(4):
-        for i in range(TILE):
-            z[word, i] = (_f(w[word, i] >> _u(9)) + _f(0.5)) * _f(2.0**-23)
-
-
-@_compiled
-def fill_rows(out, kind, seed, stream, first_chain, first_index):  # type: ignore[no-untyped-def]
-    """Fill ``out[row, j]`` with number first_index + j of chain first_chain + row.
-
-    Args:
-        out: Float array ``(rows, numbers)``, C order.
-        kind: `NORMAL_FLOAT32`, `NORMAL_FLOAT64` or `UNIFORM`.
-        seed: uint64.
-        stream: uint64, as the following; all below 2³² but first_index.
-        first_chain: Number of the chain of row 0.
-        first_index: Number of the first normal or uniform within its chain.
-    """
-    rows, length = out.shape
-    if rows == 0 or length == 0:
-        return
-    w = np.empty((4, TILE), np.uint32)
-    z = np.empty((4, TILE), out.dtype)
-    first_block = first_index >> np.uint64(2)
-    skipped = np.int64(first_index & np.uint64(3))
-    n_blocks = (skipped + length + 3) // 4
-    # Lanes run over chains or over the blocks of a chain, whichever are more.
-    across = rows >= n_blocks
-    n_outer, n_inner = (n_blocks, rows) if across else (rows, n_blocks)
-    chain_step, block_step = np.uint64(across), np.uint64(not across)
-    for outer in range(n_outer):
-        for inner in range(0, n_inner, TILE):
-            row, block = (inner, outer) if across else (outer, inner)
-            _tile_of_words(
-                w,
-                first_chain + np.uint64(row),
-                chain_step,
-                first_block + np.uint64(block),
-                block_step,
-                stream,
-                seed & _LOW,
-                seed >> _32,
-            )
-            if kind == NORMAL_FLOAT32:
-                _tile_of_normals_float32(w, z)
-            elif kind == NORMAL_FLOAT64:
-                _tile_of_normals_float64(w, z)
-            else:
-                _tile_of_uniforms(w, z)
-            count = min(TILE, n_inner - inner)
-            if across:
-                for word in range(4):
-                    column = 4 * block + word - skipped
-                    if 0 <= column < length:
-                        for i in range(count):
-                            out[row + i, column] = z[word, i]
-            else:
-                for i in range(count):
-                    column = 4 * (block + i) - skipped
-                    if column >= 0 and column + 4 <= length:
-                        out[row, column] = z[0, i]
-                        out[row, column + 1] = z[1, i]
-                        out[row, column + 2] = z[2, i]
-                        out[row, column + 3] = z[3, i]
-                    else:
-                        for word in range(4):
-                            if 0 <= column + word < length:
-                                out[row, column + word] = z[word, i]
 
 
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:

@@ -55,15 +55,17 @@ real = np.{dtype}
 '''
 
 FILL = "fill"
-HEADER = """exp = {exp}
-fill = types.ExternalFunction(
+FILL_TEXT = """fill = types.ExternalFunction(
     "{fill}",
     types.void(Reals, Words, Int, Int, Int, Int, Int, Int, Key, Int),
 )
-
-
 """
-"""The names of a sampler's kernel."""
+"""The function that makes noise; see `noise`."""
+
+
+def fill_symbol(double: bool) -> str:
+    """The name by which the linker knows it."""
+    return f"ebm_samplers_fill_{'float64' if double else 'float32'}"
 
 
 def module_source(program: Program, sampler: str, lanes: int, double: bool, title: str) -> str:
@@ -75,7 +77,7 @@ def module_source(program: Program, sampler: str, lanes: int, double: bool, titl
     header = PRELUDE.format(title=title, dtype=dtype)
     texts = [energy_function(program, names), *map(compiled_text, ("tile", sampler))]
     if sampler != "energy":
-        header += HEADER.format(exp=names["exp"], fill=f"ebm_samplers_fill_{dtype}")
+        header += f"exp = {names['exp']}\n" + FILL_TEXT.format(fill=fill_symbol(double))
         texts.append(compiled_text("chains"))
     constants = {
         "L": lanes,

@@ -2,7 +2,7 @@
 """Philox's numbers for tiles, in planes; see `tile` for their order.
 
 This function does not depend on the energy: it is compiled once, apart from the kernels that call
-it. It is called once for some steps.
+it, and called once for some steps.
 """
 
 import math
