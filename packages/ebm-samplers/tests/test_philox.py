@@ -6,7 +6,13 @@ import torch
 
 from ebm_core import ConfigurationError, ShapeError
 from ebm_samplers import fill_normals, fill_uniforms, philox4x32
-from ebm_samplers.philox import cos_sin_turn, minus_log_unit, philox_block
+from ebm_samplers.philox import (
+    cos_sin_turn,
+    cos_sin_turn_float64,
+    minus_log_unit,
+    minus_log_unit_float64,
+    philox_block,
+)
 
 # kat_vectors of Random123, philox4x32 with 10 rounds: counter, key, result
 KNOWN_ANSWERS = (
@@ -72,10 +78,13 @@ def test_polynomials():
     log = np.where(sample > 2**31, near_zero, far)
     got = np.array([minus_log_unit(w) for w in sample])
     assert np.abs(got / log - 1).max() < 2e-7
-    cosine, sine = np.array([cos_sin_turn(w) for w in sample]).T
+    got = np.array([minus_log_unit_float64(w) for w in sample])
+    assert np.abs(got / log - 1).max() < 1e-15
     angle = 2 * np.pi * sample.astype(float) * 2.0**-32
-    assert np.abs(cosine - np.cos(angle)).max() < 1.2e-7
-    assert np.abs(sine - np.sin(angle)).max() < 1.2e-7
+    for function, error in ((cos_sin_turn, 1.2e-7), (cos_sin_turn_float64, 1e-15)):
+        cosine, sine = np.array([function(w) for w in sample]).T
+        assert np.abs(cosine - np.cos(angle)).max() < error
+        assert np.abs(sine - np.sin(angle)).max() < error
 
 
 def test_layout_of_normals_and_uniforms():

@@ -19,7 +19,11 @@ device functions for CUDA; `philox4x32` runs the same source on NumPy arrays.
 
 Speed comes from form (`fused.kernels.noise`): a tile of blocks is made in two passes, first the
 integers, then the numbers, each a loop without loads of counters or calls to libm, which LLVM turns
+<<<<<<< HEAD
+into SIMD code; logarithm, sine and cosine are polynomials. A tile is always computed
+=======
 into SIMD code; in float32 logarithm, sine and cosine are polynomials. A tile is always computed
+>>>>>>> main
 whole, so that no number depends on its place among others.
 """
 
@@ -121,6 +125,66 @@ def cos_sin_turn(w):  # type: ignore[no-untyped-def]
     return cosine, sine
 
 
+<<<<<<< HEAD
+@_compiled
+def minus_log_unit_float64(w):  # type: ignore[no-untyped-def]
+    """-ln((w + 1/2)·2⁻³²) of a uint32 word, in float64; relative error below 1e-15."""
+    bits = np.float64((np.float64(w) + 0.5) * 2.0**-32).view(np.int64)
+    exponent = (bits - np.int64(0x3FE6A09E667F3BCD)) >> np.int64(52)
+    t = np.int64(bits - (exponent << np.int64(52))).view(np.float64) - 1.0
+    s = t / (2.0 + t)  # ln(1 + t) = 2 artanh s, of which t - t²/2 is taken out
+    z = s * s
+    p = 0.09523809523809523
+    p = p * z + 0.10526315789473684
+    p = p * z + 0.11764705882352941
+    p = p * z + 0.13333333333333333
+    p = p * z + 0.15384615384615385
+    p = p * z + 0.18181818181818182
+    p = p * z + 0.2222222222222222
+    p = p * z + 0.2857142857142857
+    p = p * z + 0.4
+    p = p * z + 0.6666666666666666
+    h = 0.5 * t * t
+    k = np.float64(exponent)
+    return ((h - (s * (h + z * p) + k * 1.9082149292705877e-10)) - t) - k * 0.6931471803691238
+
+
+@_compiled
+def cos_sin_turn_float64(w):  # type: ignore[no-untyped-def]
+    """Cosine and sine of 2π·w·2⁻³² of a uint32 word, in float64; error below 3e-16."""
+    quadrant = (w + _u(0x20000000)) >> _u(30)
+    t = np.float64(_i(_u(w - (quadrant << _u(30))))) * _TURN
+    z = t * t
+    s = 2.8114572543455206e-15
+    s = s * z + -7.647163731819816e-13
+    s = s * z + 1.6059043836821613e-10
+    s = s * z + -2.505210838544172e-08
+    s = s * z + 2.7557319223985893e-06
+    s = s * z + -0.0001984126984126984
+    s = s * z + 0.008333333333333333
+    s = s * z + -0.16666666666666666
+    s = t + t * z * s
+    c = 4.779477332387385e-14
+    c = c * z + -1.1470745597729725e-11
+    c = c * z + 2.08767569878681e-09
+    c = c * z + -2.755731922398589e-07
+    c = c * z + 2.48015873015873e-05
+    c = c * z + -0.001388888888888889
+    c = c * z + 0.041666666666666664
+    c = c * z + -0.5
+    c = 1.0 + z * c
+    odd = (quadrant & _u(1)) != 0
+    cosine = s if odd else c
+    sine = c if odd else s
+    if ((quadrant + _u(1)) & _u(2)) != 0:
+        cosine = -cosine
+    if (quadrant & _u(2)) != 0:
+        sine = -sine
+    return cosine, sine
+
+
+=======
+>>>>>>> main
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     """The random words of counters under keys: Philox4x32-10 (Salmon et al. 2011).
 

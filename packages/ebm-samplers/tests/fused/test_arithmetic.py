@@ -49,3 +49,41 @@ def test_float32_functions(name):
         assert np.array_equal(
             out, EXACT[name](edges.astype(np.float64)).astype(np.float32), equal_nan=True
         )
+
+
+RANGES_64 = {
+    "exp": (-708, 709.7), "log": (1e-307, 1e300), "expm1": (-30, 700), "log1p": (-0.999999, 1e10),
+    "tanh": (-25, 25), "sigmoid": (-40, 40), "softplus": (-700, 700),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="no wider type to compare with")
+@pytest.mark.parametrize("name", tuple(RANGES_64))
+def test_float64_functions(name):
+    function = getattr(arithmetic, f"{name}_float64")
+
+    @numba.njit
+    def over(x, y):
+        for i in range(len(x)):
+            y[i] = function(x[i])
+
+    low, high = RANGES_64[name]
+    x = np.geomspace(low, high, 50_001) if low > 0 else np.linspace(low, high, 50_001)
+    small = np.geomspace(1e-12, 1, 5_001)
+    x = np.concatenate([x, small, -small, np.linspace(max(low, -1), 1, 10_001), 1 + small / 10])
+    x = x[(x >= low) & (x <= high)]
+    y = np.empty_like(x)
+    over(x, y)
+    if name == "softplus":
+        # np.logaddexp loses the digits of x in 1 + e^-|x| in any dtype
+        wide = x.astype(np.longdouble)
+        want = np.maximum(wide, 0) + np.log1p(np.exp(-np.abs(wide)))
+    else:
+        want = EXACT[name](x.astype(np.longdouble))
+    error = np.abs(y - want) / np.spacing(np.abs(want).astype(np.float64) + 1e-300)
+    assert error.max() <= 4, (x[np.argmax(error)], error.max())
+    edges = np.array([np.inf, -np.inf, np.nan, 0.0, 720.0, -760.0])
+    out = np.empty(6)
+    over(edges, out)
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(out, EXACT[name](edges), rtol=1e-15, atol=1e-300)

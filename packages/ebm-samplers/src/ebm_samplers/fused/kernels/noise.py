@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from ebm_samplers.fused.kernels.tile import Int, Key, Reals, Words
-from ebm_samplers.philox import cos_sin_turn, minus_log_unit
+from ebm_samplers.philox import (
+    cos_sin_turn,
+    cos_sin_turn_float64,
+    minus_log_unit,
+    minus_log_unit_float64,
+)
 
 real: Any = np.float32
 DOUBLE = False
@@ -64,10 +69,10 @@ def fill(
             a, b = 2 * pair * plane, (2 * pair + 1) * plane
             for q in range(n):
                 if DOUBLE:
-                    radius = math.sqrt(-2.0 * math.log((words[a + q] + 0.5) * 2.0**-32))
-                    angle = words[b + q] * (2.0 * math.pi * 2.0**-32)
-                    out[a + q] = radius * math.cos(angle)
-                    out[b + q] = radius * math.sin(angle)
+                    radius = math.sqrt(2.0 * minus_log_unit_float64(words[a + q]))
+                    cosine_64, sine_64 = cos_sin_turn_float64(words[b + q])
+                    out[a + q] = radius * cosine_64
+                    out[b + q] = radius * sine_64
                 else:
                     distance = np.sqrt(np.float32(2) * minus_log_unit(words[a + q]))
                     cosine, sine = cos_sin_turn(words[b + q])
