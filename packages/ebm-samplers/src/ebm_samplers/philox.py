@@ -19,11 +19,7 @@ device functions for CUDA; `philox4x32` runs the same source on NumPy arrays.
 
 Speed comes from form (`fused.kernels.noise`): a tile of blocks is made in two passes, first the
 integers, then the numbers, each a loop without loads of counters or calls to libm, which LLVM turns
-<<<<<<< HEAD
 into SIMD code; logarithm, sine and cosine are polynomials. A tile is always computed
-=======
-into SIMD code; in float32 logarithm, sine and cosine are polynomials. A tile is always computed
->>>>>>> main
 whole, so that no number depends on its place among others.
 """
 
@@ -125,7 +121,6 @@ def cos_sin_turn(w):  # type: ignore[no-untyped-def]
     return cosine, sine
 
 
-<<<<<<< HEAD
 @_compiled
 def minus_log_unit_float64(w):  # type: ignore[no-untyped-def]
     """-ln((w + 1/2)·2⁻³²) of a uint32 word, in float64; relative error below 1e-15."""
@@ -183,8 +178,6 @@ def cos_sin_turn_float64(w):  # type: ignore[no-untyped-def]
     return cosine, sine
 
 
-=======
->>>>>>> main
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> NDArray[np.uint32]:
     """The random words of counters under keys: Philox4x32-10 (Salmon et al. 2011).
 

@@ -25,10 +25,7 @@ def provide(double: bool) -> None:
         double,
         "noise",
         "from ebm_samplers.philox import cos_sin_turn, minus_log_unit",
-<<<<<<< HEAD
         "from ebm_samplers.philox import cos_sin_turn_float64, minus_log_unit_float64",
-=======
->>>>>>> main
         'OPTIONS["fastmath"] = {"contract"}',
         f"DOUBLE = {double}",
     )
