@@ -24,7 +24,7 @@ def softplus(x):
     return np.logaddexp(0, x)
 
 
-def interpreted(program, p, x, real=np.float64):
+def interpreted(program, p, x, real=np.float64, lanes=2):
     """Energy and gradient of states, by the generated source."""
     space = {"np": np, "special": special, "softplus": softplus, "real": real, "L": 1}
     space |= {"math": math, "arithmetic": arithmetic}
@@ -32,7 +32,7 @@ def interpreted(program, p, x, real=np.float64):
         if isinstance(nest, Product):
             size = (nest.n_inner, nest.n_outputs)
             space["product_{}_{}".format(*size)] = plain_product(*size, 1)
-    functions = energy_function(program, NAMES) + offset_function(program)
+    functions = energy_function(program, NAMES, lanes) + offset_function(program)
     exec(functions, space)
     rows = []
     with np.errstate(all="ignore"):

@@ -75,7 +75,7 @@ def module_source(program: Program, sampler: str, lanes: int, double: bool, titl
     names = function_names(double)
     dtype = "float64" if double else "float32"
     header = PRELUDE.format(title=title, dtype=dtype)
-    texts = [energy_function(program, names), *map(compiled_text, ("tile", sampler))]
+    texts = [energy_function(program, names, lanes), *map(compiled_text, ("tile", sampler))]
     if sampler != "energy":
         header += f"exp = {names['exp']}\n" + FILL_TEXT.format(fill=fill_symbol(double))
         texts.append(compiled_text("chains"))
@@ -115,10 +115,10 @@ def helper_functions(program: Program) -> str:
     return "\n".join(lines)
 
 
-def energy_function(program: Program, names: dict[str, str]) -> str:
+def energy_function(program: Program, names: dict[str, str], lanes: int) -> str:
     """The function that computes the tile's rows of energy and gradient."""
     lines = ["def energy_and_gradient(w, p):"]
-    for nest in program.nests:
+    for nest in program.nests_for(lanes):
         lines += _product_lines(nest) if isinstance(nest, Product) else _nest_lines(nest, names)
     return "\n".join(lines) + "\n"
 

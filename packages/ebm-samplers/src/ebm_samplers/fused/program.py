@@ -77,10 +77,15 @@ class Store:
 
 @dataclass(frozen=True)
 class Nest:
-    """Loops, within which stores happen for all lanes."""
+    """Loops, within which stores happen for all lanes.
+
+    Attributes: loops: From the outermost on. stores: In order. lanes: "many" or "one" if it stands
+        only in programs for as many lanes, "" if in all.
+    """
 
     loops: tuple[Loop, ...]
     stores: tuple[Store, ...]
+    lanes: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,13 @@ class Program:
                 if isinstance(nest, Product)
                 else len(reachable(store.value for store in nest.stores))
             )
-            for nest in self.nests
+            for nest in self.nests_for(2)
         )
+
+    def nests_for(self, lanes: int) -> list[Nest | Product]:
+        """The nests of the program for so many lanes."""
+        left_out = "many" if lanes == 1 else "one"
+        return [n for n in self.nests if isinstance(n, Product) or n.lanes != left_out]
 
     def rows(self, base: int, shape: tuple[int, ...], boolean: bool = False) -> Array:
         """The rows from ``base`` on as an array in C order; truth values are kept as 0 and 1."""
@@ -243,7 +253,8 @@ class Program:
             return self.stored(Array(shape, combined, None, 2 * len(inners), varies))
         base = self.allocate(math.prod(shape))
         self.assign(base, Array(shape, lambda index: pool.const(start), None, 1))
-        # one by one where a term is long: LLVM inlines, and makes SIMD code of, few calls at once
+        # With one lane SIMD runs over the terms; with many, sums move less with some terms at once,
+        # unless terms are long: LLVM inlines, and makes SIMD code of, few calls at once.
         sample = load((0,) * len(shape), (0,) * len(over))
         heavy = any(node.op in HEAVY for node in reachable([sample]))
         for loops, indices in self._blocks(shape, 1 if heavy else ROWS_AT_ONCE):
@@ -256,7 +267,10 @@ class Program:
                     for term in terms[1:]:
                         value = pool(op, value, term)
                     stores.append(Store(base + ravel(index, shape), value, op))
-                self.nests.append(Nest((*loops, *inner_loops), tuple(stores)))
+                self.nests.append(Nest((*loops, *inner_loops), tuple(stores), "many"))
+        (loops, places), (inner_loops, inner_places) = self._loops(shape), self._loops(over)
+        one = Store(base + ravel(places, shape), load(places, inner_places), op)
+        self.nests.append(Nest((*loops, *inner_loops), (one,), "one"))
         return self.rows(base, shape)
 
     def product(self, a: Array, b: Array) -> Array:
