@@ -232,7 +232,7 @@ def main() -> None:
     )
     parser.add_argument("--scratch", default=None, help="folder for compiled kernels")
     options = parser.parse_args()
-    options.seconds = options.seconds or (0.05 if options.quick else 0.2)
+    options.seconds = options.seconds or (0.05 if options.quick else 0.15)
     if options.quick:
         options.repetitions = min(options.repetitions, 3)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # workers end with it

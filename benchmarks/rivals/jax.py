@@ -103,11 +103,13 @@ def by_hand(cell: Cell) -> Chain:
         def kick(p: Vector, slope: Vector, step: float) -> Vector:
             return each(lambda p, s: p - step * s, p, slope)
 
-        y, slope, p = x, g, kick(z, g, h / 2)
-        for i in range(LEAPFROGS):
-            y = each(lambda y, p: y + h * p, y, p)
+        def leapfrog(_: Array, s: tuple[Vector, Vector, Vector]) -> tuple[Vector, Vector, Vector]:
+            y = each(lambda y, p: y + h * p, s[0], s[1])
             slope = gradient(y)
-            p = kick(p, slope, h / 2 if i == LEAPFROGS - 1 else h)
+            return y, kick(s[1], slope, h), slope
+
+        y, p, slope = lax.fori_loop(0, LEAPFROGS, leapfrog, (x, kick(z, g, h / 2), g))
+        p = kick(p, slope, -h / 2)  # the last one is half a kick
         new = y, energy(y), slope
         kinetic = 0.5 * total(*each(lambda p, z: p * p - z * z, p, z))
         return chosen(log_u < e - new[1] - kinetic, new, state)

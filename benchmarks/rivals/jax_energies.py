@@ -1,8 +1,9 @@
 """Energies and gradients in JAX, written out for whole batches of chains.
 
 A 2-D state is two arrays ``(chains,)``: XLA computes an element of a stacked array anew for each
-use in a fused loop, 2^10 times over ten leapfrogs. The 100-D state is one array ``(100, chains)``,
-for one matrix product. Either way chains are adjacent, and XLA vectorises over them.
+use in a fused loop, twice as often with every step that is written out. The 100-D state is one
+array ``(100, chains)``, for one matrix product. Either way chains are adjacent, and XLA vectorises
+over them.
 """
 
 import functools
