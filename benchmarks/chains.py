@@ -33,7 +33,7 @@ from typing import Any
 from harness.machine import machine
 from harness.processes import RivalError, WorkerProcess
 from harness.report import write_page
-from rivals.cells import CHAINS, METHODS, TARGETS, Cell, cells
+from rivals.cells import CHAINS, CHECK_STEPS, METHODS, TARGETS, Cell, cells
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -145,7 +145,7 @@ class Benchmark:
         wanted = [cell.method, cell.target, cell.chains]
         try:
             entry = worker.ask("prepare", 120, cell=wanted, seconds=self.options.seconds)
-            if cell.chains == 100 or (cell.chains > 100 and cell.dim == 2):
+            if cell.chains in CHECK_STEPS:
                 entry["moments"] = worker.ask("check")["moments"]
         except RivalError as error:
             return {"error": str(error)}

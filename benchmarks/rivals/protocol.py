@@ -76,6 +76,7 @@ class Worker:
         self.rival = rival
         self.program: Program | None = None
         self.units = 1
+        self.chains = 0
 
     def info(self) -> dict[str, Any]:
         """Versions."""
@@ -89,7 +90,7 @@ class Worker:
             seconds: Wanted time of one repetition.
         """
         wanted = Cell(*cell)
-        self.program = None
+        self.program, self.chains = None, wanted.chains
         gc.collect()
         tried: dict[str, Any] = {}
         best = 0.0
@@ -115,9 +116,10 @@ class Worker:
     def check(self) -> dict[str, Any]:
         """Means and squared standard errors, over chains, of some functions of the state."""
         assert self.program is not None
-        units, rest = divmod(CHECK_STEPS, self.program.unit)
+        steps = CHECK_STEPS[self.chains]
+        units, rest = divmod(steps, self.program.unit)
         if rest:
-            return {"error": f"{self.program.unit} steps a unit do not divide {CHECK_STEPS}"}
+            return {"error": f"{self.program.unit} steps a unit do not divide {steps}"}
         self.program.reset()
         self.program.run(units)
         columns = zip(*map(_features, self.program.states()), strict=True)
@@ -189,7 +191,7 @@ def _calibrated(program: Program, seconds: float) -> tuple[float, int]:
 
 def _features(x: Sequence[float]) -> tuple[float, ...]:
     square = sum(value * value for value in x) / len(x)
-    return x[0], x[-1], x[0] * x[0], x[0] * x[1], square
+    return x[0], x[-1], x[0] * x[0], (x[0] - x[1]) ** 2, square
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
