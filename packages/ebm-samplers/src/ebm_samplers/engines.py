@@ -92,7 +92,8 @@ def explained(sampler: "MarkovSampler", x: Tensor | None) -> Explanation:
     try:
         kernel = kernel_of(sampler)
         with evaluation_mode(sampler.energy), torch.inference_mode(False), torch.no_grad():
-            start = lookup.fused_start(sampler.energy, x.detach(), kernel)
+            if_quicker = sampler.engine == "auto"
+            start = lookup.fused_start(sampler.energy, x.detach(), kernel, if_quicker)
     except CannotFuse as reason:
         return Explanation("torch", f"the fused engine cannot run this: {reason}")
     compiled = start.fused.kernel(kernel, start.lanes)

@@ -187,6 +187,15 @@ def test_batch_style_indexing_means_what_it_says():
     assert_agree(*both(lambda engine: MALA(energy, 0.1, engine=engine)))
 
 
+def test_torch_runs_where_its_batches_are_quicker():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 400), nn.SiLU(), nn.Linear(400, 400), nn.SiLU())
+    energy = as_energy(lambda x: net(x).sum(1) + x.square().sum(1), net)
+    many = MALA(energy, 0.1).explain(torch.zeros(4096, 2))
+    assert many.engine == "torch"
+    assert "torch's batches are quicker with 4,096 chains" in many.reason
+
+
 def test_an_explanation():
     energy = DoubleWell()
     sampler = MALA(energy, 0.1)

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebm_core import ConfigurationError
 from ebm_samplers.acceptance import RESOLUTION, check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.chains import Chains, Leg, Plan, Position, require_finite
 from ebm_samplers.fused.engine import Array, Run, Slots
 from ebm_samplers.fused.lookup import fused_start
+from ebm_samplers.fused.trace import CannotFuse
 from ebm_samplers.noise import check_counter, fill_uniforms
 from ebm_samplers.states import State
 
@@ -58,7 +60,8 @@ class FusedChains(Chains):
     ) -> None:
         super().__init__(sampler, position)
         self.kernel = kernel
-        start = fused_start(sampler.energy, position.x, kernel)
+        if_quicker = sampler.engine == "auto"
+        start = fused_start(sampler.energy, position.x, kernel, if_quicker)
         self.fused, self.lanes, self.parameters = start.fused, start.lanes, start.parameters
         self.shape, self.packed, self.offset = position.x.shape, start.state, start.offset
         check_counter(self.key, 0, self.first_chain, len(position.x), 0, 0)
@@ -110,7 +113,7 @@ class FusedChains(Chains):
         done = 0
         while done < n:
             if done:  # whoever looked on may have changed them
-                self.parameters, self.offset = self.fused.parameters(self.kernel, self.lanes)
+                self._read_parameters()
             series, failure = self._series(1 if adapts else self._end(done, n, plan) - done)
             made = len(series["step_size"])
             # full slots end in draws; otherwise one slot has the statistics of it all
@@ -135,6 +138,16 @@ class FusedChains(Chains):
             done += made
             if failure is not None:
                 raise failure
+
+    def _read_parameters(self) -> None:
+        try:
+            self.parameters, self.offset = self.fused.parameters(self.kernel, self.lanes)
+        except CannotFuse as reason:
+            raise ConfigurationError(
+                f"the energy has changed during the run, and its kernel cannot follow: {reason}",
+                "an energy whose tensors keep their kind while it is sampled",
+                "go on from the `resume` of this error's `result`",
+            ) from reason
 
     def _launch(
         self, series: dict[str, Any], thin: int, slots: Slots | None = None, **more: Any

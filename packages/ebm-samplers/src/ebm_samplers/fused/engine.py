@@ -18,7 +18,6 @@ from ebm_core.energy import EnergyFunction
 from ebm_samplers.fused.codegen import module_source
 from ebm_samplers.fused.kernel import Kernel, counts
 from ebm_samplers.fused.lowering import lower
-from ebm_samplers.fused.parameters import parameters_now
 from ebm_samplers.fused.rules import RULES
 from ebm_samplers.fused.trace import CannotFuse, trace
 
@@ -160,7 +159,7 @@ class FusedEnergy:
 
     def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:
         """The energy's numbers as they are now, and its additive constant."""
-        p = parameters_now(self.trace, self.layout, self.dtype)
+        p = self.layout.now()
         return p, self.kernel(sampler, lanes).offset(p)
 
     def start(self, x: Array, sampler: str, lanes: int, p: Array) -> Array:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mode
 from ebm_core.errors import ConfigurationError
 from ebm_samplers.fused.engine import Array, FusedEnergy
+from ebm_samplers.fused.lowering import too_large
 from ebm_samplers.fused.trace import CannotFuse
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
@@ -52,6 +53,10 @@ class Start:
     state: Array
 
 
+class NoGain(CannotFuse):
+    """There is, or would be, a kernel, but torch is quicker with so many chains."""
+
+
 class Lookup:
     """The kernels of one energy, by shape, dtype and device of the states."""
 
@@ -59,11 +64,11 @@ class Lookup:
         self.known: dict[Any, FusedEnergy | CannotFuse] = {}
         self.n_retraces = 0
 
-    def start(self, energy: EnergyFunction, x: Tensor, sampler: str) -> Start:
+    def start(self, energy: EnergyFunction, x: Tensor, sampler: str, if_quicker: bool) -> Start:
         """Begin chains at ``x``.
 
         Raises:
-            CannotFuse: If there is no kernel that agrees with the energy.
+            CannotFuse: If there is no kernel that agrees with the energy, or it does not pay.
         """
         kind = (x.shape[1:], x.dtype, x.device)
         found = self.known.get(kind)
@@ -71,7 +76,10 @@ class Lookup:
             raise found
         if found is not None:
             try:
+                _require_gain(found, x, if_quicker)
                 return compared(found, energy, x, sampler)
+            except NoGain:
+                raise
             except CannotFuse:
                 self.n_retraces += 1
                 if self.n_retraces > RETRACES:
@@ -82,19 +90,20 @@ class Lookup:
                     self.known[kind] = changing
                     raise changing from None
         try:
-            fused = FusedEnergy(energy, x)
-            start = compared(fused, energy, x, sampler)
+            fused = self.known[kind] = FusedEnergy(energy, x)
+            _require_gain(fused, x, if_quicker)
+            return compared(fused, energy, x, sampler)
+        except NoGain:
+            raise
         except CannotFuse as reason:
             self.known[kind] = reason.with_traceback(None)
             raise
-        self.known[kind] = fused
-        return start
 
 
 _lookups: WeakKeyDictionary[EnergyFunction, Lookup] = WeakKeyDictionary()
 
 
-def fused_start(energy: EnergyFunction, x: Tensor, sampler: str) -> Start:
+def fused_start(energy: EnergyFunction, x: Tensor, sampler: str, if_quicker: bool = False) -> Start:
     """Begin chains at ``x`` with a kernel that agrees with the energy there.
 
     Args:
@@ -102,6 +111,7 @@ def fused_start(energy: EnergyFunction, x: Tensor, sampler: str) -> Start:
             agrees with it.
         x: Start states, ``(chain, *event)``.
         sampler: Whose kernel, see `FusedEnergy.kernel`.
+        if_quicker: Refuse where torch is quicker, see `too_large`.
 
     Raises:
         CannotFuse: If there is no such kernel.
@@ -109,13 +119,19 @@ def fused_start(energy: EnergyFunction, x: Tensor, sampler: str) -> Start:
     lookup = _lookups.get(energy)
     if lookup is None:
         lookup = _lookups[energy] = Lookup()
-    return lookup.start(energy, x, sampler)
+    return lookup.start(energy, x, sampler, if_quicker)
 
 
 def fused_energy(energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> FusedEnergy:
     """The kernels of an energy for states like ``x``, compared with torch as in `fused_start`."""
     with evaluation_mode(energy):
         return fused_start(energy, x, sampler).fused
+
+
+def _require_gain(fused: FusedEnergy, x: Tensor, if_quicker: bool) -> None:
+    reason = too_large(fused.n_operations, len(x)) if if_quicker else None
+    if reason is not None:
+        raise NoGain(reason)
 
 
 def compared(fused: FusedEnergy, energy: EnergyFunction, x: Tensor, sampler: str) -> Start:
