@@ -12,7 +12,7 @@ CHAINS = (1, 100, 10_000)
 LEAPFROGS = 10
 CHECK_STEPS = {100: 64, 10_000: 2}
 """Transitions from the common start to the check of a cell's law, by the number of chains. Two are
-the sharper check: a tenth more of step size, or a leapfrog less, shows in the moments of 10,000
+the sharper check: a tenth more of step size, or a leapfrog less, shows on most targets with 10,000
 chains, and after many transitions it does not. The `unit` of a program divides them."""
 
 
