@@ -144,8 +144,8 @@ def trace(energy: EnergyFunction, x: Tensor, known: Collection[Any]) -> Trace:
         energies = torch.func.functionalize(energy)(x)
         if not isinstance(energies, Tensor):
             raise CannotFuse(f"forward gave {type(energies).__name__}, not a tensor")
-        if not energies.requires_grad:
-            raise CannotFuse("the energy has no gradient with respect to the state")
+        if not energies.requires_grad:  # flat, or not differentiable: the comparison will tell
+            return energies, torch.zeros_like(x)
         (gradient,) = torch.autograd.grad(energies.sum(), x)
         return energies, gradient
 
