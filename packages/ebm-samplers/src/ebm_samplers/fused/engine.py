@@ -28,6 +28,8 @@ REAL: dict[torch.dtype, Any] = {
     torch.float64: np.dtype(np.float64),
 }
 
+ONE, ONE_STEP = np.ones(1), np.ones(1, np.int64)
+
 TILE_BYTES = 2**18
 """A tile should stay in a core's second-level cache."""
 
@@ -260,8 +262,8 @@ class FusedEnergy:
             result.state,
             self._one_each(n_chains) if beta is None else _plain(beta, real),
             _plain(step_size, np.float64),
-            np.ones(n_steps) if noise_scale is None else _plain(noise_scale, np.float64),
-            np.ones(n_steps, np.int64) if lengths is None else _plain(lengths, np.int64),
+            ONE if noise_scale is None else _plain(noise_scale, np.float64),
+            ONE_STEP if lengths is None else _plain(lengths, np.int64),
             self._ones if inverse_mass is None else _plain(inverse_mass, real),
             self._ones if mass_root is None else _plain(mass_root, real),
             np.uint64(key),
