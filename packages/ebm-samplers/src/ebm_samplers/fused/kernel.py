@@ -26,6 +26,11 @@ THREAD_WORK = 2e6
 SCHEDULES = ("step_size", "scale", "lengths")
 """Settings of each transition; arrays of one element hold for all of them."""
 
+LASTING = ("p", "beta", "scale", "lengths", "mass", "root")
+"""Arguments that are often the same arrays as in the last call."""
+
+NOTHING = np.zeros(1)
+
 ALIGNED = 64
 """Bytes of a cache line, and of the longest SIMD register."""
 
@@ -59,8 +64,7 @@ class Kernel:
         # of w, words, z, u, in units of a number
         self._sizes = (rows, plane, plane, plane) if FILL in names else (rows,)
         self._few = names["D"] <= FEW_ELEMENTS
-        if self._few:
-            self._eye = np.eye(names["D"], dtype=names["real"])
+        self._lasting: dict[str, tuple[Any, Any, int]] = {}
         self.seconds = 0.0
         self.cached = False
         self._call: Callable[..., None] | None = None
@@ -85,20 +89,19 @@ class Kernel:
         sizes = [n_chains]
         if "mass" in named:
             n_steps = len(named["step_size"])
-            for schedule in SCHEDULES:
-                if len(named[schedule]) == 0:  # it is looked at, if not used
-                    named[schedule] = np.zeros(1, named[schedule].dtype)
-            for matrix in ("mass", "root") if self._few else ():
-                if len(named[matrix]) == 1:
-                    named[matrix] = self._eye * named[matrix]
             sizes += (
                 n_steps,
                 named["statistics"].shape[2],
                 named["draws"].shape[1],
-                len(named["mass"]) > 1,
+                self._few or len(named["mass"]) > 1,
                 *(len(named[schedule]) > 1 for schedule in SCHEDULES),
             )
-        given = [*map(_address, named.values(), self._dtypes), *sizes]
+        held: list[Any] = []  # so that nothing of it is freed by another thread's call
+        given = [
+            value if dtype is None else self._address(name, value, dtype, held)
+            for name, value, dtype in zip(self._names, args, self._dtypes, strict=False)
+        ]
+        given += sizes
 
         def part(first_tile: int, last_tile: int) -> None:
             _owner, addresses = self._memory()
@@ -116,6 +119,17 @@ class Kernel:
                 task.result()
         finally:
             wait(tasks)  # nothing is written any more once an interrupt has left this call
+
+    def _address(self, name: str, value: Any, dtype: np.dtype[Any], held: list[Any]) -> int:
+        if name not in LASTING:
+            return _address(value, dtype)
+        known = self._lasting.get(name)
+        if known is None or known[0] is not value:
+            expanded = name in ("mass", "root") and self._few and len(value) == 1
+            array = np.diag(value[0]) if expanded else value
+            known = self._lasting[name] = (value, array, _address(array, dtype))
+        held.append(known)
+        return known[2]
 
     def _memory(self) -> tuple[Any, list[int]]:
         """Room for the tile and its noise: who owns it, and addresses."""
@@ -147,16 +161,16 @@ class Kernel:
         return self._call
 
 
-def _address(value: Any, dtype: np.dtype[Any] | None) -> Any:
-    """What a kernel is given: the address of an array, or a number."""
-    if dtype is None:
-        return value
+def _address(value: Any, dtype: np.dtype[Any]) -> int:
+    """The address of an array, if it is as the kernel wants it."""
     if value.dtype != dtype or not value.flags.c_contiguous:
         raise TypeError(f"a kernel wants {dtype} in C order, not {value.dtype}")
     return _pointer(value)
 
 
 def _pointer(array: Any) -> int:
+    if array.size == 0:
+        array = NOTHING  # it may be looked at, if not used
     return torch.from_numpy(array).data_ptr()  # twice as quick as NumPy's own ways
 
 
