@@ -91,7 +91,9 @@ class HamiltonianMonteCarlo(MarkovSampler):
 
     def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | None:
         """The numbers of leapfrogs of the next ``n`` transitions."""
-        return self._lengths(uniforms(Stream.LENGTH, n) if self._spread else np.zeros(n))
+        if self._spread:
+            return self._lengths(uniforms(Stream.LENGTH, n))
+        return np.broadcast_to(np.int64(self.n_leapfrog_steps), (n,))
 
     def length(self, context: Context) -> int:
         """The number of leapfrogs of this step."""

@@ -34,6 +34,9 @@ SECONDS = 0.1
 OPERATIONS = 1e9
 """Scalar operations a second, for the first leg."""
 
+SERIES = {"step_size", "noise_scale"}
+"""Settings that kernels take."""
+
 SCRATCH = 2**20
 """Elements of draws that are only passed on, to running moments."""
 
@@ -193,7 +196,9 @@ class FusedChains(Chains):
             "energy": lambda: run.hamiltonian[:, -1],
         }
         statistics: dict[str, Tensor | int] = {
-            name: int(lengths.sum()) if name == "n_steps" else torch.from_numpy(columns[name]())
+            name: int(_sums(lengths, len(lengths))[0])
+            if name == "n_steps"
+            else torch.from_numpy(columns[name]())
             for name in self.sampler.statistics
         }
         draws = None
@@ -202,24 +207,28 @@ class FusedChains(Chains):
         return Leg(len(lengths), statistics, draws)
 
     def _series(self, n: int) -> tuple[dict[str, Array], BaseException | None]:
-        """The settings of the next transitions, a value each.
+        """The settings of the next transitions, a value each (of stride 0 where it is the same).
 
         Also the error of a schedule that failed; then there are the transitions before it alone.
         """
         failure: BaseException | None = None
         if all(setting.is_constant for setting in self.sampler.settings.values()):
             values = next(self.settings(1))
-            series = {name: np.full(n, value) for name, value in values.items()}
+            series = {
+                name: np.broadcast_to(np.float64(values[name]), (n,))
+                for name in SERIES & values.keys()
+            }
         else:
             rows: list[dict[str, Any]] = []
             try:
                 rows.extend(self.settings(n))
             except BaseException as error:
                 failure = error
-            series = {name: np.array([row[name] for row in rows]) for name in self.sampler.settings}
+            names = SERIES & self.sampler.settings.keys()
+            series = {name: np.array([row[name] for row in rows]) for name in names}
             n = len(rows)
         lengths = self.sampler.kernel_lengths(n, self._shared_uniforms)
-        series["lengths"] = np.ones(n, np.int64) if lengths is None else lengths
+        series["lengths"] = np.broadcast_to(np.int64(1), (n,)) if lengths is None else lengths
         return series, failure
 
     def _shared_uniforms(self, stream: int, n: int) -> Array:
@@ -277,5 +286,12 @@ class _Columns:
         if "diverging" in self.tensors:
             self.tensors["diverging"][:, first:end] = torch.from_numpy(wild > 0)
         if "n_steps" in self.tensors:
-            sums = lengths.reshape(-1, thin).sum(1)
-            self.tensors["n_steps"][:, first:end] = torch.from_numpy(sums)
+            self.tensors["n_steps"][:, first:end] = torch.from_numpy(_sums(lengths, thin))
+
+
+def _sums(lengths: Array, thin: int) -> Array:
+    """Sums of ``thin`` at a time; of what is the same everywhere, without looking at it all."""
+    if lengths.strides == (0,):
+        return np.full(len(lengths) // thin, thin * lengths[0])
+    sums: Array = lengths.reshape(-1, thin).sum(1)
+    return sums

@@ -275,6 +275,7 @@ class FusedEnergy:
             slots.draws,
             slots.statistics,
             result.largest,
+            n_steps=n_steps,
         )
         return result
 
@@ -299,7 +300,9 @@ class FusedEnergy:
 
 
 def _plain(values: Array, dtype: Any) -> Array:
-    """In C order and of this dtype: anything else would compile another kernel."""
+    """In C order and of this dtype; one element for all if it is the same everywhere."""
+    if values.strides == (0,):
+        values = values[:1].copy()
     if values.dtype == dtype and values.flags.c_contiguous:
         return values
     plain: Array = np.ascontiguousarray(values, dtype)

@@ -73,13 +73,14 @@ class Kernel:
         """The additive constant of the energy."""
         return float(self._offset(p))
 
-    def __call__(self, n_chains: int, work: float, *args: Any) -> None:
+    def __call__(self, n_chains: int, work: float, *args: Any, n_steps: int = 0) -> None:
         """Run the kernel over all tiles.
 
         Args:
             n_chains: Number of chains.
             work: Roughly the scalar operations of it all.
             args: Arrays and numbers: those of ``chains`` up to ``largest``.
+            n_steps: Number of transitions; schedules have an element for each, or one for all.
 
         Raises:
             CannotFuse: If it cannot be compiled.
@@ -88,7 +89,6 @@ class Kernel:
         named = dict(zip(self._names, args, strict=False))
         sizes = [n_chains]
         if "mass" in named:
-            n_steps = len(named["step_size"])
             sizes += (
                 n_steps,
                 named["statistics"].shape[2],
