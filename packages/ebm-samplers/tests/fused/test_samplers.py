@@ -379,10 +379,15 @@ def test_states_that_diverge_are_those_of_the_torch_engine_at_10000_chains():
     assert (runs[1].final.isfinite().all(1) | b[:, 0]).all()
 
 
-def test_energies_are_not_kept_alive():
-    energy = DoubleWell()
-    MALA(energy, 0.1).sample_chain(X, 1)
+@pytest.mark.parametrize("function", (lambda x: x.square().sum(1), fourier, normalized))
+def test_energies_are_not_kept_alive(function):
+    energy = as_energy(function)
+    sampler = MALA(energy, 0.1)
+    for _ in range(3):
+        sampler.sample_chain(X, 1)
     gone = weakref.ref(energy)
-    del energy
+    del energy, sampler
     gc.collect()
     assert gone() is None
+    live = [t for t in gc.get_objects() if type(t) is torch.Tensor]
+    assert not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in live)

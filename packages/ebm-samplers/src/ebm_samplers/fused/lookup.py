@@ -58,10 +58,13 @@ class NoGain(CannotFuse):
 
 
 class Lookup:
-    """The kernels of one energy, by shape, dtype and device of the states."""
+    """The kernels of one energy, by shape, dtype and device of the states; or why there is none.
+
+    The reason is kept as text, since an exception holds on to all that led to it.
+    """
 
     def __init__(self) -> None:
-        self.known: dict[Any, FusedEnergy | CannotFuse] = {}
+        self.known: dict[Any, FusedEnergy | str] = {}
         self.n_retraces = 0
 
     def start(self, energy: EnergyFunction, x: Tensor, sampler: str, if_quicker: bool) -> Start:
@@ -72,8 +75,8 @@ class Lookup:
         """
         kind = (x.shape[1:], x.dtype, x.device)
         found = self.known.get(kind)
-        if isinstance(found, CannotFuse):
-            raise found
+        if isinstance(found, str):
+            raise CannotFuse(found)
         if found is not None:
             try:
                 _require_gain(found, x, if_quicker)
@@ -83,12 +86,11 @@ class Lookup:
             except CannotFuse:
                 self.n_retraces += 1
                 if self.n_retraces > RETRACES:
-                    changing = CannotFuse(
+                    changing = self.known[kind] = (
                         f"forward has changed {RETRACES} times since it was first traced, by more "
                         "than its parameters: keep numbers that change in buffers of the energy"
                     )
-                    self.known[kind] = changing
-                    raise changing from None
+                    raise CannotFuse(changing) from None
         try:
             fused = self.known[kind] = FusedEnergy(energy, x)
             _require_gain(fused, x, if_quicker)
@@ -96,7 +98,7 @@ class Lookup:
         except NoGain:
             raise
         except CannotFuse as reason:
-            self.known[kind] = reason.with_traceback(None)
+            self.known[kind] = str(reason)
             raise
 
 
