@@ -95,7 +95,8 @@ def explained(sampler: "MarkovSampler", x: Tensor | None) -> Explanation:
             if_quicker = sampler.engine == "auto"
             start = lookup.fused_start(sampler.energy, x.detach(), kernel, if_quicker)
     except CannotFuse as reason:
-        return Explanation("torch", f"the fused engine cannot run this: {reason}")
+        insists = "; engine='fused' will raise" if sampler.engine == "fused" else ""
+        return Explanation("torch", f"the fused engine cannot run this: {reason}{insists}")
     compiled = start.fused.kernel(kernel, start.lanes)
     return Explanation(
         "fused",

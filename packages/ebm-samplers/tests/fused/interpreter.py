@@ -7,8 +7,22 @@ from scipy import special
 
 from ebm_samplers.fused import arithmetic
 from ebm_samplers.fused.codegen import energy_function, offset_function
-from ebm_samplers.fused.products import plain_product
 from ebm_samplers.fused.program import Product
+
+
+def plain_product(n_inner, n_outputs, lanes):
+    """What `tile_product` does, in plain Python."""
+
+    def product(w, p, out, row, m):
+        for j in range(n_outputs):
+            for lane in range(lanes):
+                total = w[row * lanes + lane] * p[m + j]
+                for k in range(1, n_inner):
+                    total += w[(row + k) * lanes + lane] * p[m + k * n_outputs + j]
+                w[(out + j) * lanes + lane] = total
+
+    return product
+
 
 NAMES = {
     **{name: f"np.{name}" for name in ("exp", "log", "sin", "cos", "tanh", "log1p", "expm1")},

@@ -1,8 +1,9 @@
 import numba
 import numpy as np
 import pytest
+from interpreter import plain_product
 
-from ebm_samplers.fused.products import plain_product, tile_product
+from ebm_samplers.fused.products import tile_product
 
 
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))

@@ -1,8 +1,10 @@
 """The fused engine as samplers use it: when it runs, what it follows, where it is left."""
 
 import gc
+import time
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from targets import DoubleWell, perceptron
@@ -10,7 +12,7 @@ from torch import nn
 
 from ebm_core import ConfigurationError, EnergyFunction, NumericalError, as_energy
 from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics
-from ebm_samplers.fused import FusedEnergy, counts
+from ebm_samplers.fused import FusedEnergy, counts, fused_energy
 from ebm_samplers.fused import chains as fused_chains
 
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
@@ -238,7 +240,7 @@ def test_a_derived_sampler_with_its_own_step_has_no_kernel():
 def test_where_legs_are_cut_changes_nothing(keep, thin, monkeypatch):
     energy = DoubleWell()
 
-    def run(seconds, pace=None):
+    def run(seconds):
         monkeypatch.setattr(fused_chains, "SECONDS", seconds)
         return HamiltonianMonteCarlo(energy, 0.1, 3, engine="fused").sample(
             X, n_steps=20, thin=thin, burn_in=4, keep=keep, seed=3, beta=[0.5, 1, 1, 2, 1, 1]
@@ -279,6 +281,58 @@ def test_callbacks_see_the_draws_so_far_and_stop(thin):
     assert result.trajectory.shape[1] == 21
     whole = sampler.sample(X, n_steps=21 * thin, thin=thin, keep="trajectory", seed=0)
     assert torch.equal(result.trajectory, whole.trajectory)
+
+
+def test_what_a_callback_changes_is_seen_by_the_next_steps():
+    class Spring(EnergyFunction):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("stiffness", torch.tensor(1.0))
+
+        def forward(self, x):
+            return self.stiffness * x.square().sum(1)
+
+    def run(engine, change):
+        energy = Spring()
+        return LangevinDynamics(energy, 0.05, engine=engine).sample(
+            X, n_steps=8, keep="trajectory", seed=0, callback=lambda result: change(energy)
+        )
+
+    stiffen = [
+        run(engine, lambda e: e.stiffness.mul_(1.5) is None) for engine in ("torch", "fused")
+    ]
+    assert torch.allclose(stiffen[0].trajectory, stiffen[1].trajectory, atol=1e-5)
+    still = run("fused", lambda e: False)
+    assert not torch.allclose(stiffen[1].final, still.final, atol=1e-2)
+    with pytest.raises(ConfigurationError, match="changed during the run.*stiffness") as caught:
+        run("fused", lambda e: setattr(e, "stiffness", torch.ones(2)))
+    assert caught.value.result.trajectory.shape[1] == 1
+
+
+def test_threads_have_stopped_when_an_interrupt_arrives(monkeypatch):
+    """Nothing writes into a run's arrays any more."""
+    energy = DoubleWell()
+    x = torch.randn(64, 2)
+    fused = fused_energy(energy, x, "langevin")
+    kernel, finished = fused.kernel("langevin", 8), []
+    call = kernel._call
+
+    def slow(*arguments):
+        if arguments[-2] == 0:  # the first part of the tiles
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        call(*arguments)
+        finished.append(1)
+
+    monkeypatch.setattr(kernel, "_call", slow)
+    monkeypatch.setattr("ebm_samplers.fused.kernel.THREAD_WORK", 0)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fused.run("langevin", x.numpy(), step_size=np.full(3, 0.01), key=0)
+    finally:
+        torch.set_num_threads(1)
+    assert finished
 
 
 def test_an_interrupt_loses_no_leg(monkeypatch):

@@ -21,15 +21,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebm_samplers.fused.maps import (
+    IDENTITY,
+    Factor,
+    Linear,
+    Map,
+    Scalar,
+    is_plain,
+    normalised,
+    plus,
+    times,
+    transposed,
+)
 from ebm_samplers.fused.trace import Call, CannotFuse, Ref, Trace, Value, aten
 
-Factor = tuple[int, int, int, bool]  # a value, as a matrix of so many rows, columns; if turned
-Scalar = tuple[int, bool]  # a number and whether it divides
-Word = tuple[tuple[Scalar, ...], tuple[Factor, ...]]
-Map = dict[Word, float]  # a sum of products of matrices
-Linear = dict[int, Map]  # by the value that is mapped
-
-IDENTITY: Word = ((), ())
 SAME_ORDER = {
     aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten._reshape_alias.default,
     aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default,
@@ -271,51 +276,6 @@ class _Analysis:
         return number, rows, columns, turned
 
 
-def _times(a: Map, b: Map) -> Map:
-    """First a, then b."""
-    product: Map = {}
-    for (s, u), x in a.items():
-        for (t, v), y in b.items():
-            word = (tuple(sorted(s + t)), u + v)
-            product[word] = product.get(word, 0.0) + x * y
-    return {word: number for word, number in product.items() if number}
-
-
-def _plus(a: Map, b: Map) -> Map:
-    total = dict(a)
-    for word, number in b.items():
-        total[word] = total.get(word, 0.0) + number
-    return {word: number for word, number in total.items() if number}
-
-
-def _turned(a: Map) -> Map:
-    return {
-        (s, tuple((n, i, j, not t) for n, i, j, t in reversed(w))): x for (s, w), x in a.items()
-    }
-
-
-def _plain(a: Map) -> bool:
-    """Whether it is a multiple of the identity."""
-    return all(not factors for _, factors in a)
-
-
-def _normalised(a: Map) -> tuple[tuple[tuple[Scalar, ...], float], Map]:
-    """What all words have in common, and the rest."""
-    words = sorted(a)
-    common: list[Scalar] = []
-    for scalar in words[0][0]:
-        if all(word[0].count(scalar) > common.count(scalar) for word in words):
-            common.append(scalar)
-    number = a[words[0]]
-    rest: Map = {}
-    for (scalars, factors), x in a.items():
-        left = list(scalars)
-        for scalar in common:
-            left.remove(scalar)
-        rest[(tuple(left), factors)] = x / number
-    return (tuple(common), number), rest
-
-
 @dataclass
 class _Rewriting:
     """A trace written anew, with each linear value as maps of what is not linear, or is cut."""
@@ -385,13 +345,13 @@ class _Rewriting:
                 total = {number: {IDENTITY: 1.0}}
             for ref, step in parts or ():
                 for base, first in self.linear(ref.index).items():
-                    total[base] = _plus(total.get(base, {}), _times(first, step))
+                    total[base] = plus(total.get(base, {}), times(first, step))
             self.known[number] = {base: way for base, way in total.items() if way}
         return self.known[number]
 
     def _maps(self, number: int, value: Value) -> Ref | None:
         form = self.linear(number, whole=True)
-        if number in form or not form or all(map(_plain, form.values())):
+        if number in form or not form or all(map(is_plain, form.values())):
             return None
         return self._added([self._mapped(base, way, value) for base, way in form.items()])
 
@@ -403,10 +363,10 @@ class _Rewriting:
 
     def _mapped(self, base: int, way: Map, value: Value) -> Ref:
         """A map of a value, in the shape of another."""
-        if _plain(way) and len(way) > 1:
+        if is_plain(way) and len(way) > 1:
             return self._added([self._mapped(base, {word: x}, value) for word, x in way.items()])
-        (scalars, number), rest = _normalised(way)
-        vector = self.value(Ref(base)) if _plain(way) else self._multiplied(base, rest)
+        (scalars, number), rest = normalised(way)
+        vector = self.value(Ref(base)) if is_plain(way) else self._multiplied(base, rest)
         vector = self._call(aten.view.default, vector, list(value.example.shape))
         return self._scaled(vector, scalars, number)
 
@@ -467,14 +427,14 @@ class _Rewriting:
             return None
         ((base, first),) = a.items()
         second = b[base]
-        if _plain(first) and _plain(second):
+        if is_plain(first) and is_plain(second):
             return None
-        squares = not _plain(first) and not _plain(second)
-        if squares and _normalised(first)[1] != _normalised(second)[1]:
+        squares = not is_plain(first) and not is_plain(second)
+        if squares and normalised(first)[1] != normalised(second)[1]:
             return None
-        way = _times(first, _turned(second))
+        way = times(first, transposed(second))
         half = {word: x / 2 for word, x in way.items()}
-        (scalars, scale), rest = _normalised(_plus(half, _turned(half)))
+        (scalars, scale), rest = normalised(plus(half, transposed(half)))
         image = self._multiplied(base, rest)
         if squares:
             matrix = self.trace.values[image.index].call.args[1]  # type: ignore[union-attr]

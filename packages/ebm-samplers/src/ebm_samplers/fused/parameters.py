@@ -240,8 +240,3 @@ def _as_array(tensor: Tensor) -> Array:
         tensor = tensor.float()
     array: Array = tensor.numpy()
     return array
-
-
-def parameters_now(trace: Trace, layout: Parameters, dtype: torch.dtype) -> Array:
-    """The flat parameters: `Parameters.now`."""
-    return layout.now()

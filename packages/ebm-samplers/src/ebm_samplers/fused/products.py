@@ -10,7 +10,7 @@ The order of summation, and so the result, is the same for any number of lanes: 
 product added with one rounding where the machine can.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,20 +48,6 @@ def tile_product(n_inner: int, n_outputs: int, lanes: int) -> Any:
             return context.get_dummy_value()
 
         return types.void(w, p, types.int64, types.int64, types.int64), codegen
-
-    return product
-
-
-def plain_product(n_inner: int, n_outputs: int, lanes: int) -> Callable[..., None]:
-    """What `tile_product` does, in plain Python; what a thread of a GPU runs, with one lane."""
-
-    def product(w, p, out, row, m):  # type: ignore[no-untyped-def]
-        for j in range(n_outputs):
-            for lane in range(lanes):
-                total = w[row * lanes + lane] * p[m + j]
-                for k in range(1, n_inner):
-                    total += w[(row + k) * lanes + lane] * p[m + k * n_outputs + j]
-                w[(out + j) * lanes + lane] = total
 
     return product
 
