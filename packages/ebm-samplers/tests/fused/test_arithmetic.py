@@ -87,3 +87,32 @@ def test_float64_functions(name):
     over(edges, out)
     with np.errstate(all="ignore"):
         np.testing.assert_allclose(out, EXACT[name](edges), rtol=1e-15, atol=1e-300)
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+@pytest.mark.parametrize("n", (1, 64))
+def test_exp_beyond_its_range(dtype, n):
+    # in scalar code and in SIMD code, and with the options of a kernel
+    function = getattr(arithmetic, f"exp_{np.dtype(dtype).name}")
+    real = np.dtype(dtype).type
+
+    @numba.njit(error_model="numpy", fastmath={"contract", "arcp", "nsz", "afn", "reassoc"})
+    def over(x, y):
+        for i in range(n):
+            y[i] = real(2) * function(real(0.5) * (x[i] + x[i])) * real(0.5)
+
+    info = np.finfo(dtype)
+    least, most = np.log(info.tiny), np.log(info.max)
+    around = np.linspace(-0.02, 0.02, 41)
+    inside = [least + 0.021 + around, most - 0.021 + around]
+    zero = [least - 0.02 + around - 0.02, [-1e3, -1e4, -1e9, -1e20, -info.max / 4, -np.inf]]
+    large = [[89 if dtype is np.float32 else 710, 1e4, 1e9, 1e20, info.max / 4, np.inf]]
+    for given, want in ((inside, np.exp), (zero, np.zeros_like), (large, lambda x: np.inf * x)):
+        for value in np.concatenate(given).astype(dtype):
+            x, y = np.full(n, value), np.empty(n, dtype)
+            over(x, y)
+            wanted = want(np.float64(value))
+            assert np.allclose(y, wanted, rtol=4 * info.eps, atol=2 * info.tiny), value
+    x, y = np.full(n, np.nan, dtype), np.empty(n, dtype)
+    over(x, y)
+    assert np.isnan(y).all()

@@ -32,9 +32,10 @@ def _compiled(function: Callable[..., Any]) -> Any:
 @_compiled
 def exp_float32(x):  # type: ignore[no-untyped-def]
     """e^x."""
-    k = np.floor(x * _f(1.44269504) + _f(0.5))
-    k = k if k > _f(-127) else _f(-127)  # NaN too, which has no integer
-    k = k if k < _f(128) else _f(128)
+    # Adding 3·2²² rounds to an integer, which then is in the lowest bits, and stays right up to
+    # where the result is not normal; what is computed beyond is not used.
+    shifted = np.float32(x * _f(1.44269504) + _f(12582912))
+    k = shifted - _f(12582912)
     r = x - k * _f(0.693359375)
     r = r + k * _f(2.12194440e-4)
     p = _f(1.9875691500e-4)
@@ -43,13 +44,10 @@ def exp_float32(x):  # type: ignore[no-untyped-def]
     p = p * r + _f(4.1665795894e-2)
     p = p * r + _f(1.6666665459e-1)
     p = p * r + _f(5.0000001201e-1)
-    y = p * r * r + r + _f(1)
-    n = _i(k)
-    half = n >> _i(1)  # two factors, so that 2¹²⁸ and its neighbours do not overflow half-way
-    y = y * np.int32((half + _i(127)) << _i(23)).view(np.float32)
-    y = y * np.int32((n - half + _i(127)) << _i(23)).view(np.float32)
-    y = _f(0) if x < _f(-87.33) else y
-    return _f(np.inf) if x > _f(88.72283) else y
+    y = np.float32(p * r * r + r + _f(1))
+    y = np.int32(y.view(np.int32) + (shifted.view(np.int32) << _i(23))).view(np.float32)
+    y = y if x >= _f(-87.33) else _f(0)
+    return y if x <= _f(88.72283) else x * _f(np.inf)  # infinity, and NaN
 
 
 @_compiled
@@ -169,9 +167,8 @@ def softplus_float32(x):  # type: ignore[no-untyped-def]
 @_compiled
 def exp_float64(x):  # type: ignore[no-untyped-def]
     """e^x."""
-    k = np.floor(x * 1.4426950408889634 + 0.5)
-    k = k if k > -1023.0 else -1023.0  # NaN too, which has no integer
-    k = k if k < 1024.0 else 1024.0
+    shifted = np.float64(x * 1.4426950408889634 + 6755399441055744.0)  # as in float32; 3·2⁵¹
+    k = shifted - 6755399441055744.0
     r = x - k * 0.693145751953125
     r = r - k * 1.4286068203094173e-06
     p = 1.6059043836821613e-10  # 1/n!, to where |r| < 0.35 leaves nothing
@@ -186,13 +183,10 @@ def exp_float64(x):  # type: ignore[no-untyped-def]
     p = p * r + 0.041666666666666664
     p = p * r + 0.16666666666666666
     p = p * r + 0.5
-    y = 1.0 + (r + r * r * p)
-    n = np.int64(k)
-    half = n >> 1  # two factors, so that 2¹⁰²⁴ and its neighbours do not overflow half-way
-    y = y * np.int64((half + 1023) << 52).view(np.float64)
-    y = y * np.int64((n - half + 1023) << 52).view(np.float64)
-    y = 0.0 if x < -708.39 else y
-    return np.inf if x > 709.782712893384 else y
+    y = np.float64(1.0 + (r + r * r * p))
+    y = np.int64(y.view(np.int64) + (shifted.view(np.int64) << 52)).view(np.float64)
+    y = y if x >= -708.39 else 0.0
+    return y if x <= 709.782712893384 else x * np.inf  # infinity, and NaN
 
 
 @_compiled
