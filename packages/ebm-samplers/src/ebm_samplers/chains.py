@@ -156,6 +156,27 @@ class Chains(ABC):
             NumericalError: If energies have become too large for accept tests.
         """
 
+    def advance(
+        self, n: int, adaptation: StepSizeAdaptation | None = None, age: int = 0
+    ) -> Tensor | float | None:
+        """Make ``n`` transitions.
+
+        Args:
+            n: Number of transitions.
+            adaptation: As in `legs`.
+            age: Likewise.
+
+        Returns:
+            The mean acceptance rate, a number or scalar; None where there is no accept test.
+        """
+        total, count = None, 0
+        for leg in self.legs(n, adaptation, age):
+            rate = leg.statistics.get("acceptance_rate")
+            if isinstance(rate, Tensor):
+                mean = rate.mean().double()
+                total, count = mean if total is None else total + mean, count + leg.n
+        return None if total is None else total / count
+
     @abstractmethod
     def check(self) -> None:
         """Refuse energies met since the last check that are too large for accept tests."""

@@ -54,8 +54,10 @@ class Explanation:
         )
 
 
-def open_chains(sampler: "MarkovSampler", position: Position, check_start: bool) -> Chains:
-    """Chains of a sampler, on the engine that it asks for.
+def open_chains(
+    sampler: "MarkovSampler", position: Position, check_start: bool, ahead: int = 0
+) -> Chains:
+    """Chains of a sampler, on the engine that it asks for; see `TorchChains` and `FusedChains`.
 
     Raises:
         ConfigurationError: If it asks for the fused engine, which cannot run it.
@@ -63,7 +65,7 @@ def open_chains(sampler: "MarkovSampler", position: Position, check_start: bool)
     """
     if sampler.engine != "torch":
         try:
-            return FusedChains(sampler, kernel_of(sampler), position, check_start)
+            return FusedChains(sampler, kernel_of(sampler), position, check_start, ahead)
         except CannotFuse as reason:
             if sampler.engine == "fused":
                 TorchChains(sampler, position, check_start)  # the energy's own errors come first

@@ -89,11 +89,11 @@ class HamiltonianMonteCarlo(MarkovSampler):
         mass, size = mass_for(self.mass, x), x[0].numel()
         return {"inverse_mass": mass.inverse(size).numpy(), "mass_root": mass.root(size).numpy()}
 
-    def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | None:
+    def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | int:
         """The numbers of leapfrogs of the next ``n`` transitions."""
         if self._spread:
             return self._lengths(uniforms(Stream.LENGTH, n))
-        return np.broadcast_to(np.int64(self.n_leapfrog_steps), (n,))
+        return self.n_leapfrog_steps
 
     def length(self, context: Context) -> int:
         """The number of leapfrogs of this step."""

@@ -25,8 +25,8 @@ schedules go into ``self.settings``.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +64,14 @@ from ebm_samplers.states import Context, State, Statistics
 Array = NDArray[Any]
 
 
+@dataclass
+class _LastCall:
+    """What the last ``sample_chain`` was about; to set it on a module itself takes long."""
+
+    rate: Tensor | float | None = None
+    dtype: torch.dtype = torch.float32
+
+
 class MarkovSampler(BaseSampler):
     """Base class of samplers that repeat one transition.
 
@@ -89,8 +97,6 @@ class MarkovSampler(BaseSampler):
         kernel: Name of the module of `ebm_samplers.fused.kernels` that has the step as a kernel
             (class attribute); None if there is none.
         settings: What may be a schedule, by name.
-        acceptance_rate: Mean over transitions and chains of the last ``sample_chain``, a scalar
-            tensor; None before, and where there is no accept test. Losses report it.
     """
 
     adjusted: ClassVar[bool] = True
@@ -113,7 +119,7 @@ class MarkovSampler(BaseSampler):
         )
         self.settings: dict[str, Setting] = {}
         self._adapted_step_size: float | None = None
-        self.acceptance_rate: Tensor | None = None
+        self._last = _LastCall()
         self._key: int | None = None
         self._counter = 0
         self.step_size = step_size
@@ -159,18 +165,27 @@ class MarkovSampler(BaseSampler):
             self._adapted_step_size = setting.value
         self.settings["step_size"] = setting
 
+    @property
+    def acceptance_rate(self) -> Tensor | None:
+        """Mean over transitions and chains of the last ``sample_chain``, a scalar tensor.
+
+        None before, and where there is no accept test. Losses report it.
+        """
+        rate = self._last.rate
+        return None if rate is None else torch.as_tensor(rate).to(self._last.dtype)
+
     def kernel_constants(self, x: Tensor) -> dict[str, Array]:
         """What the kernel needs for a run from ``x``, by names of `FusedEnergy.run`."""
         return {}
 
-    def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | None:
-        """Leapfrogs of each of the next ``n`` transitions, int64; None if there are none.
+    def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | int:
+        """Leapfrogs of each of the next ``n`` transitions, int64; a number if all have as many.
 
         Args:
             n: Number of transitions.
             uniforms: Gives, for a stream and n, uniforms that all chains share.
         """
-        return None
+        return 1
 
     def explain(self, x: Tensor | None = None) -> Explanation:
         """Which engine runs on states like ``x``, and why; compiles the kernel if there is one.
@@ -211,14 +226,12 @@ class MarkovSampler(BaseSampler):
         n_steps = check_integer("n_steps", n_steps, at_least=1)
         position = self._own_position(x=checked_states(self.energy, x_init), beta=beta)
         reserved = position.counter + n_steps
-        with self._running(position, reserved, adapts=True, check_start=True) as chains:
-            total, n = None, 0
-            for leg in chains.legs(n_steps, self.adaptation, age=chains.counter):
-                rate = leg.statistics.get("acceptance_rate")
-                if isinstance(rate, Tensor):
-                    mean = rate.mean().double()
-                    total, n = mean if total is None else total + mean, n + leg.n
-            self.acceptance_rate = None if total is None else (total / n).to(position.x.dtype)
+        ahead = n_steps
+        with self._running(
+            position, reserved, adapts=True, check_start=True, ahead=ahead
+        ) as chains:
+            self._last.rate = chains.advance(n_steps, self.adaptation, age=chains.counter)
+            self._last.dtype = position.x.dtype
             return chains.x
 
     def sample(
@@ -392,7 +405,12 @@ class MarkovSampler(BaseSampler):
 
     @contextmanager
     def _running(
-        self, position: Position, reserved: int, adapts: bool, check_start: bool
+        self,
+        position: Position,
+        reserved: int,
+        adapts: bool,
+        check_start: bool,
+        ahead: int = 0,
     ) -> Iterator[Chains]:
         """Chains, in eval mode.
 
@@ -401,14 +419,17 @@ class MarkovSampler(BaseSampler):
             reserved: Step at which the sampler's own stream goes on, at the least.
             adapts: Whether the sampler's own step becomes theirs.
             check_start: Refuse start states that are not finite.
+            ahead: So many transitions will be asked for at once, with no plan; 0 if unknown.
         """
         chains = None
-        with evaluation_mode(self.energy), torch.inference_mode(False), torch.no_grad():
+        inference = torch.is_inference_mode_enabled()
+        leaving = torch.inference_mode(False) if inference else nullcontext()
+        with evaluation_mode(self.energy), leaving, torch.no_grad():
             if position.x.is_inference():
                 position = replace(position, x=position.x.clone())
             try:
-                chains = open_chains(self, position, check_start)
-                self._counter = max(self._counter, reserved)
+                chains = open_chains(self, position, check_start, ahead)
+                vars(self)["_counter"] = max(self._counter, reserved)
                 yield chains
             finally:
                 if chains is not None and adapts and chains.adapted_step_size is not None:

@@ -60,7 +60,7 @@ def fused_chain(energy, sampler, x, steps, lengths, mass, beta, **more):
     flat = np.ascontiguousarray(x.reshape(len(x), -1).numpy())
     m = mass.reshape(1, -1).numpy()
     return fused_energy(energy, x, sampler).run(
-        sampler, flat, step_size=np.array(steps), key=KEY, first_chain=FIRST,
+        sampler, flat, n_steps=len(steps), step_size=np.array(steps), key=KEY, first_chain=FIRST,
         lengths=np.array(lengths), inverse_mass=1 / m, mass_root=m**0.5,
         beta=beta.reshape(-1, 1).numpy(), **{"thin": 1, "keep_draws": True, **more},
     )  # fmt: skip
@@ -121,7 +121,8 @@ def test_chunks_threads_and_numbers_of_chains_change_nothing(sampler, monkeypatc
     for a, b in ((0, 1), (1, 6), (6, 7), (7, 143)):
         cut = fused.run(
             sampler,
-            x.numpy(),
+            x.numpy() if cut is None else None,
+            n_steps=b - a,
             key=KEY,
             step_size=np.array(steps[a:b]),
             lengths=np.array(lengths[a:b]),
@@ -198,7 +199,8 @@ def test_dense_mass():
     run = fused_energy(energy, x, "hmc").run(
         "hmc",
         x.numpy(),
-        step_size=np.array([0.1]),
+        n_steps=1,
+        step_size=0.1,
         key=KEY,
         first_chain=FIRST,
         inverse_mass=inverse.numpy(),

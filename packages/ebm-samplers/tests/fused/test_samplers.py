@@ -4,7 +4,6 @@ import gc
 import time
 import weakref
 
-import numpy as np
 import pytest
 import torch
 from targets import DoubleWell, perceptron
@@ -329,7 +328,7 @@ def test_threads_have_stopped_when_an_interrupt_arrives(monkeypatch):
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            fused.run("langevin", x.numpy(), step_size=np.full(3, 0.01), key=0)
+            fused.run("langevin", x.numpy(), n_steps=3, step_size=0.01, key=0)
     finally:
         torch.set_num_threads(1)
     assert finished
@@ -445,3 +444,19 @@ def test_energies_are_not_kept_alive(function):
     assert gone() is None
     live = [t for t in gc.get_objects() if type(t) is torch.Tensor]
     assert not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in live)
+
+
+def test_a_call_is_one_launch(monkeypatch):
+    """The first leg is that in which energies are compared: what a training step pays for."""
+    launches = []
+    run = FusedEnergy.run
+
+    def counted(self, *args, **settings):
+        launches.append(settings["n_steps"])
+        return run(self, *args, **settings)
+
+    sampler = MALA(DoubleWell(), 0.05, engine="fused")
+    sampler.sample_chain(X, 3)
+    monkeypatch.setattr(FusedEnergy, "run", counted)
+    sampler.sample_chain(X, 3)
+    assert launches == [3]

@@ -6,9 +6,9 @@ acceptance after each transition, and so a launch for each.
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,11 @@ from ebm_core import ConfigurationError
 from ebm_samplers.acceptance import RESOLUTION, check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.chains import Chains, Leg, Plan, Position, require_finite
-from ebm_samplers.fused.engine import Array, Run, Slots
+from ebm_samplers.fused.engine import Array, FusedEnergy, Run, Slots
 from ebm_samplers.fused.lookup import fused_start
+from ebm_samplers.fused.noise import fill_rows
 from ebm_samplers.fused.trace import CannotFuse
-from ebm_samplers.noise import check_counter, fill_uniforms
+from ebm_samplers.noise import check_counter
 from ebm_samplers.states import State
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class FusedChains(Chains):
         kernel: Its name.
         position: Where to begin.
         check_start: Refuse start states that are not finite.
+        ahead: So many transitions `legs` will be asked for first, without a plan; 0 if that is not
+            known. The first leg then needs no launch of its own: it is that in which energies at
+            the start are compared with torch's.
 
     Raises:
         CannotFuse: If the energy has no kernel for states like these.
@@ -59,45 +63,61 @@ class FusedChains(Chains):
     block = 64
 
     def __init__(
-        self, sampler: "MarkovSampler", kernel: str, position: Position, check_start: bool = True
+        self,
+        sampler: "MarkovSampler",
+        kernel: str,
+        position: Position,
+        check_start: bool = True,
+        ahead: int = 0,
     ) -> None:
         super().__init__(sampler, position)
-        self.kernel = kernel
-        if_quicker = sampler.engine == "auto"
-        start = fused_start(sampler.energy, position.x, kernel, if_quicker)
-        self.fused, self.lanes, self.parameters = start.fused, start.lanes, start.parameters
-        self.shape, self.packed, self.offset = position.x.shape, start.state, start.offset
-        check_counter(self.key, 0, self.first_chain, len(position.x), 0, 0)
-        real: Any = self.fused.real
-        self.constants: dict[str, Any] = {
-            name: value.astype(real) for name, value in sampler.kernel_constants(position.x).items()
-        }
+        self.kernel, self.shape = kernel, position.x.shape
+        if self.first_chain:
+            check_counter(self.key, 0, self.first_chain, len(position.x), 0, 0)
+        self.constants: dict[str, Any] = {**sampler.kernel_constants(position.x)}
         if self.beta is not None:
             beta = torch.as_tensor(self.beta, dtype=position.x.dtype).expand(len(position.x))
-            self.constants["beta"] = beta.reshape(-1, 1).numpy().astype(real)
-        self.step_size = next(self.settings(1))["step_size"]
-        self._eps = torch.finfo(position.x.dtype).eps
+            self.constants["beta"] = beta.reshape(-1, 1).numpy()
         self._pace = 0.0  # transitions a leg; 0 for a guess
-        # a sum in torch, which does not warn, and is finite of nothing but finite numbers
-        if check_start and not math.isfinite(torch.from_numpy(self.packed).sum()):
-            require_finite(self.state)
-        if sampler.adjusted:
-            potential = self.fused.energies(self.packed, self.offset)
+        self._ahead: tuple[_Series, Run] | None = None
+        x: Array = position.x.reshape(len(position.x), -1).numpy()
+
+        def begin(fused: FusedEnergy, lanes: int, parameters: Array, offset: float) -> Run:
+            self.fused, self.lanes = fused, lanes
+            self.parameters, self.offset = parameters, offset
+            if not ahead:
+                return fused.start(x, kernel, lanes, parameters, offset)
+            adapts = self.adapted_step_size is not None  # a launch for each transition
+            series = self._series(1 if adapts else self._end(0, ahead, Plan()))
+            if not series.n and series.failure is not None:
+                raise series.failure
+            run = self._launched(series, series.n, x=x)
+            self._ahead = series, run
+            return run
+
+        if not ahead:
+            self.step_size = next(self.settings(1))["step_size"]
+        if_quicker = sampler.engine == "auto"
+        run = fused_start(sampler.energy, position.x, kernel, if_quicker, begin).run
+        self.packed = run.state
+        if check_start and run.notes[2].any():
+            start = self.fused.start(x, kernel, self.lanes, self.parameters, self.offset).state
+            require_finite(self._state(start))
+        if sampler.adjusted and not self._is_resolved(run.largest):
+            potential = run.notes[1] + self.fused.real.type(self.offset)
             if self.beta is not None:
                 potential = potential * self.constants["beta"][:, 0]
-            self._check(np.abs(potential))
+            check_resolution(torch.from_numpy(potential))
 
     @property
     def state(self) -> State:
         """The present state; not modified when the chains go on."""
-        energy = self.fused.energies(self.packed, self.offset)
-        gradient = self.fused.gradients(self.packed).copy()
-        return State(self.x, torch.from_numpy(energy), torch.from_numpy(gradient).view(self.shape))
+        return self._state(self.packed)
 
     @property
     def x(self) -> Tensor:
         """The present positions, ``(chain, *event)``."""
-        return torch.from_numpy(self.packed[:, : self.fused.size].copy()).view(self.shape)
+        return self._positions(self.packed)
 
     def check(self) -> None:
         """Nothing: each leg has been looked at."""
@@ -117,18 +137,21 @@ class FusedChains(Chains):
         while done < n:
             if done:  # whoever looked on may have changed them
                 self._read_parameters()
-            series, failure = self._series(1 if adapts else self._end(done, n, plan) - done)
-            made = len(series["step_size"])
+            if self._ahead is not None:
+                series, _ = self._ahead
+            else:
+                series = self._series(1 if adapts else self._end(done, n, plan) - done)
+            made = series.n
             # full slots end in draws; otherwise one slot has the statistics of it all
             full = plan.keep != "final" and done % plan.thin == made % plan.thin == 0
             if made and columns is not None and full:
                 first = done // plan.thin
-                run = self._launch(series, plan.thin, columns.slots(first))
-                columns.complete(first, plan.thin, series["lengths"])
+                self._advance(series, plan.thin, slots=columns.slots(first))
+                columns.complete(first, plan.thin, series)
                 yield Leg(made, {}, columns=columns.tensors)
             elif made:
-                run = self._launch(series, plan.thin if full else made, keep_draws=full)
-                leg = self._leg(run, series["lengths"])
+                run = self._advance(series, plan.thin if full else made, keep_draws=full)
+                leg = self._leg(run, series)
                 if columns is not None:
                     leg = dataclasses.replace(leg, columns=columns.tensors)
                 if adapts and adaptation is not None and self.adapted_step_size is not None:
@@ -139,8 +162,28 @@ class FusedChains(Chains):
                     )
                 yield leg
             done += made
-            if failure is not None:
-                raise failure
+            if series.failure is not None:
+                raise series.failure
+
+    def advance(
+        self, n: int, adaptation: StepSizeAdaptation | None = None, age: int = 0
+    ) -> Tensor | float | None:
+        """Make ``n`` transitions, and give their mean acceptance rate; see `Chains.advance`."""
+        if self.adapted_step_size is not None:
+            return super().advance(n, adaptation, age)
+        done, accepted = 0, 0.0
+        while done < n:
+            if done:
+                self._read_parameters()
+            if self._ahead is not None:
+                series, _ = self._ahead
+            else:
+                series = self._series(self._end(done, n, Plan()) - done)
+            accepted += float(self._advance(series, series.n).acceptance.sum())
+            done += series.n
+            if series.failure is not None:
+                raise series.failure
+        return accepted / (n * self.shape[0]) if self.sampler.adjusted else None
 
     def _read_parameters(self) -> None:
         try:
@@ -152,42 +195,55 @@ class FusedChains(Chains):
                 "go on from the `resume` of this error's `result`",
             ) from reason
 
-    def _launch(
-        self, series: dict[str, Any], thin: int, slots: Slots | None = None, **more: Any
-    ) -> Run:
-        n, started = len(series["step_size"]), time.perf_counter()
+    def _advance(self, series: "_Series", thin: int, **more: Any) -> Run:
+        """Make transitions, unless they have been made ahead; the chains then stand after them."""
+        if self._ahead is not None:
+            _, run = self._ahead
+            self._ahead = None
+        else:
+            run = self._launched(series, thin, state=self.packed, **more)
+        if self.sampler.adjusted and not self._is_resolved(run.largest):
+            check_resolution(torch.from_numpy(run.largest))
+        self.packed = run.state
+        self.counter += series.n
+        self.schedule_step += series.n
+        self.step_size = series.last_step_size
+        return run
+
+    def _launched(self, series: "_Series", thin: int, x: Array | None = None, **more: Any) -> Run:
+        started = time.perf_counter()
         run = self.fused.run(
             self.kernel,
-            self.packed,
-            state=self.packed,
+            x,
+            n_steps=series.n,
             key=self.key,
             first_chain=self.first_chain,
             first_step=self.counter,
             thin=thin,
-            slots=slots,
             parameters=self.parameters,
             offset=self.offset,
             lanes=self.lanes,
             **self.constants,
-            **series,
+            **series.values,
             **more,
         )
-        if n > 1:
+        if series.n > 1:
             seconds = max(time.perf_counter() - started, 1e-6)
-            self._pace = n * min(4.0, SECONDS / seconds)
-        if self.sampler.adjusted:
-            self._check(run.largest)
-        self.packed = run.state
-        self.counter += n
-        self.schedule_step += n
-        self.step_size = float(series["step_size"][-1])
+            self._pace = series.n * min(4.0, SECONDS / seconds)
         return run
 
-    def _check(self, potential: Array) -> None:
-        if not self._eps * potential.max() <= RESOLUTION:
-            check_resolution(torch.from_numpy(potential))
+    def _is_resolved(self, potential: Array) -> bool:
+        return bool(self.fused.eps * potential.max() <= RESOLUTION)
 
-    def _leg(self, run: Run, lengths: Array) -> Leg:
+    def _state(self, packed: Array) -> State:
+        energy = torch.from_numpy(self.fused.energies(packed, self.offset))
+        gradient = torch.from_numpy(self.fused.gradients(packed).copy()).view(self.shape)
+        return State(self._positions(packed), energy, gradient)
+
+    def _positions(self, packed: Array) -> Tensor:
+        return torch.from_numpy(packed[:, : self.fused.size].copy().reshape(self.shape))
+
+    def _leg(self, run: Run, series: "_Series") -> Leg:
         """A launch's transitions, with statistics of all of them together."""
         one = run.statistics.shape[2] == 1
         columns: dict[str, Callable[[], Array]] = {
@@ -196,7 +252,7 @@ class FusedChains(Chains):
             "energy": lambda: run.hamiltonian[:, -1],
         }
         statistics: dict[str, Tensor | int] = {
-            name: int(_sums(lengths, len(lengths))[0])
+            name: int(series.leapfrogs(series.n)[0])
             if name == "n_steps"
             else torch.from_numpy(columns[name]())
             for name in self.sampler.statistics
@@ -204,43 +260,37 @@ class FusedChains(Chains):
         draws = None
         if run.draws.shape[1]:
             draws = torch.from_numpy(run.draws).view(*run.draws.shape[:2], *self.shape[1:])
-        return Leg(len(lengths), statistics, draws)
+        return Leg(series.n, statistics, draws)
 
-    def _series(self, n: int) -> tuple[dict[str, Array], BaseException | None]:
-        """The settings of the next transitions, a value each (of stride 0 where it is the same).
-
-        Also the error of a schedule that failed; then there are the transitions before it alone.
-        """
+    def _series(self, n: int) -> "_Series":
+        """The settings of the next transitions."""
         failure: BaseException | None = None
-        if all(setting.is_constant for setting in self.sampler.settings.values()):
-            values = next(self.settings(1))
-            series = {
-                name: np.broadcast_to(np.float64(values[name]), (n,))
-                for name in SERIES & values.keys()
-            }
-        else:
+        settings = self.sampler.settings
+        values: dict[str, Any] = {name: setting.value for name, setting in settings.items()}
+        if self.adapted_step_size is not None:
+            values["step_size"] = self.adapted_step_size.item()
+        if any(map(callable, values.values())):
             rows: list[dict[str, Any]] = []
             try:
                 rows.extend(self.settings(n))
             except BaseException as error:
                 failure = error
-            names = SERIES & self.sampler.settings.keys()
-            series = {name: np.array([row[name] for row in rows]) for name in names}
+            values = {name: np.array([row[name] for row in rows]) for name in settings}
             n = len(rows)
-        lengths = self.sampler.kernel_lengths(n, self._shared_uniforms)
-        series["lengths"] = np.broadcast_to(np.int64(1), (n,)) if lengths is None else lengths
-        return series, failure
+        values = {name: value for name, value in values.items() if name in SERIES}
+        values["lengths"] = self.sampler.kernel_lengths(n, self._shared_uniforms)
+        return _Series(n, values, failure)
 
     def _shared_uniforms(self, stream: int, n: int) -> Array:
         """Uniforms of the next ``n`` transitions that all chains share."""
-        out = fill_uniforms(torch.empty(1, n, device="cpu"), self.key, stream, 0, self.counter)
-        uniforms: Array = out[0].double().numpy()
-        return uniforms
+        out = np.empty((1, n), np.float32)
+        fill_rows(out, True, self.key, stream, 0, self.counter)
+        return out[0].astype(np.float64)
 
     def _end(self, done: int, n: int, plan: Plan) -> int:
         """Where the next leg ends: with a draw, if there is one in it."""
         if not self._pace:
-            work = len(self.packed) * (self.fused.n_operations + 40 * self.fused.size)
+            work = self.shape[0] * (self.fused.n_operations + 40 * self.fused.size)
             self._pace = OPERATIONS * SECONDS / work
         end = min(n, done + max(1, int(self._pace)))
         thin = plan.thin
@@ -248,11 +298,40 @@ class FusedChains(Chains):
             interval = plan.stop * thin
             end = min(end, (done // interval + 1) * interval)
         if plan.keep == "moments":
-            end = min(end, done + max(1, SCRATCH // (len(self.packed) * self.fused.size)) * thin)
+            end = min(end, done + max(1, SCRATCH // (self.shape[0] * self.fused.size)) * thin)
         if plan.keep != "final" and done % thin:
             end = min(end, (done // thin + 1) * thin)
         last_draw = end // thin * thin
         return last_draw if last_draw > done else end
+
+
+@dataclass(frozen=True)
+class _Series:
+    """The settings of transitions.
+
+    Attributes:
+        n: Number of transitions.
+        values: By name, as `FusedEnergy.run` takes them.
+        failure: The error of a schedule after so many.
+    """
+
+    n: int
+    values: dict[str, Any]
+    failure: BaseException | None
+
+    @property
+    def last_step_size(self) -> float:
+        """h of the last transition."""
+        step_size = self.values["step_size"]
+        return float(step_size[-1]) if isinstance(step_size, np.ndarray) else step_size
+
+    def leapfrogs(self, thin: int) -> Array:
+        """Sums over ``thin`` transitions at a time."""
+        lengths = self.values["lengths"]
+        if not isinstance(lengths, np.ndarray):
+            return np.full(self.n // thin, thin * lengths)
+        sums: Array = lengths.reshape(-1, thin).sum(1)
+        return sums
 
 
 class _Columns:
@@ -278,20 +357,12 @@ class _Columns:
         """From draw ``first`` on."""
         return dataclasses.replace(self._all, first=first)
 
-    def complete(self, first: int, thin: int, lengths: Array) -> None:
+    def complete(self, first: int, thin: int, series: _Series) -> None:
         """Turn the sums that a kernel has written from draw ``first`` on into statistics."""
-        end = first + len(lengths) // thin
+        end = first + series.n // thin
         _, chances, wild, _ = self._all.statistics[..., first:end]
         chances /= thin
         if "diverging" in self.tensors:
             self.tensors["diverging"][:, first:end] = torch.from_numpy(wild > 0)
         if "n_steps" in self.tensors:
-            self.tensors["n_steps"][:, first:end] = torch.from_numpy(_sums(lengths, thin))
-
-
-def _sums(lengths: Array, thin: int) -> Array:
-    """Sums of ``thin`` at a time; of what is the same everywhere, without looking at it all."""
-    if lengths.strides == (0,):
-        return np.full(len(lengths) // thin, thin * lengths[0])
-    sums: Array = lengths.reshape(-1, thin).sum(1)
-    return sums
+            self.tensors["n_steps"][:, first:end] = torch.from_numpy(series.leapfrogs(thin))

@@ -25,9 +25,19 @@ OPERATORS = {
 FEW_ELEMENTS = 3
 """Elements of a state up to which kernels take masses as matrices, though they be diagonal."""
 
+VALUES = {
+    "Reals": "reals(block[{}])", "Doubles": "doubles(block[{}])", "Ints": "ints(block[{}])",
+    "Int": "block[{}]", "Double": "double(block[{}])", "Key": "np.uint64(block[{}])",
+}  # fmt: skip
+"""How a kernel finds its arguments in a block of numbers of 64 bits."""
+
+ALIGNED = 64
+"""Bytes of a cache line, and of the longest SIMD register."""
+
 LOCAL_NUMBERS = 2**13
 """Numbers of a tile up to which it lies on the stack."""
 
+PLANES = ("words", "z", "u")
 OWN_ROWS = ("BETA", "POTENTIAL", "CHANCE", "WILD", "TOTAL", "SIZE", "FREE")
 EXTREMA = {"max": "<", "min": ">", "above": "<"}
 
@@ -39,7 +49,7 @@ import numpy as np
 from numba import types
 
 from ebm_samplers.fused import arithmetic
-from ebm_samplers.fused.intrinsics import local_memory, predicted, select
+from ebm_samplers.fused.intrinsics import double, local_memory, pointer, predicted, select
 
 Reals, Doubles, Ints, Words = (
     types.CPointer(t) for t in (types.{dtype}, types.float64, types.int64, types.uint32)
@@ -52,6 +62,7 @@ OPTIONS = {{
     "fastmath": {{"contract", "arcp", "nsz", "afn", "reassoc"}},
 }}
 real = np.{dtype}
+reals, doubles, ints, words_at = map(pointer, (Reals, Doubles, Ints, Words))
 '''
 
 FILL = "fill"
@@ -97,13 +108,52 @@ def module_source(program: Program, sampler: str, lanes: int, double: bool, titl
     }
     function, constants = expanded("\n\n".join(texts), "chains", constants, ["energy_and_gradient"])
     known: dict[str, object] = {**simplify(function, lanes)}
+    sizes = {"memory": constants["END"] * lanes, **dict.fromkeys(PLANES, 4 * constants["PLANE"])}
+    known |= _in_one_block(function, sizes, 8 if double else 4)
     body = ast.unparse(ast.fix_missing_locations(function)) + "\n"
-    known |= {"ROWS": constants["END"], "PLANE": constants["PLANE"], "D": size, "L": lanes}
+    known |= {"ROWS": constants["END"], "D": size, "L": lanes}
     lines = [f"{name} = {value}" for name, value in known.items()]
     lines.append("local = local_memory(ROWS * L)")
     lines.append(f"accepted = {'predicted' if lanes == 1 else 'select'}")
     parts = [header, *lines, helper_functions(program), "", "", offset_function(program), "", body]
     return "\n".join(parts)
+
+
+def _in_one_block(
+    function: ast.FunctionDef, sizes: dict[str, int], width: int
+) -> dict[str, object]:
+    """Give a kernel four arguments: to convert some thirty costs a call more than many a run.
+
+    Args:
+        function: The kernel; changed.
+        sizes: Of the arrays that it works in, in numbers. They lie one after the other.
+        width: Bytes of a number.
+
+    Returns:
+        Names and values for its module: ``ARGUMENTS``, the kinds of the arguments that now stand
+        in ``block``, by name, and ``MEMORY``, the bytes of the arrays.
+    """
+    taken: list[ast.arg] = []
+    kinds: dict[str, str] = {}
+    lines, memory = [], 0
+    for argument in function.args.args:
+        assert isinstance(argument.annotation, ast.Name)
+        name, kind = argument.arg, argument.annotation.id
+        if name in sizes:
+            at = {"Reals": "reals", "Words": "words_at"}[kind]
+            lines.append(f"{name} = {at}(room + {memory})")
+            memory += -(-sizes[name] * width // ALIGNED) * ALIGNED
+        elif name in ("first_tile", "last_tile"):
+            taken.append(argument)
+        else:
+            lines.append(f"{name} = {VALUES[kind].format(len(kinds))}")
+            kinds[name] = kind
+    names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+    used = [line for line in lines if line.split(" = ")[0] in names]
+    function.body[:0] = ast.parse("\n".join(used)).body
+    block = [ast.arg("block", ast.Name("Ints")), ast.arg("room", ast.Name("Int"))]
+    function.args.args[:] = [*block, *taken]
+    return {"ARGUMENTS": kinds, "MEMORY": memory}
 
 
 def helper_functions(program: Program) -> str:

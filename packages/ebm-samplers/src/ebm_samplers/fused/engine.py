@@ -6,6 +6,7 @@ means: the host side passes arrays of settings, the kernels' text does the rest.
 still agrees with its energy is the business of `ebm_samplers.fused.lookup`.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ebm_core.energy import EnergyFunction
 from ebm_samplers.fused.codegen import module_source
-from ebm_samplers.fused.kernel import Kernel, counts
+from ebm_samplers.fused.kernel import Kernel, address, counts
 from ebm_samplers.fused.lowering import lower
 from ebm_samplers.fused.rules import RULES
 from ebm_samplers.fused.trace import CannotFuse, trace
@@ -27,8 +28,6 @@ REAL: dict[torch.dtype, Any] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
 }
-
-ONE, ONE_STEP = np.ones(1), np.ones(1, np.int64)
 
 TILE_BYTES = 2**18
 """A tile should stay in a core's second-level cache."""
@@ -44,18 +43,25 @@ class Run:
         draws: ``(chain, draw, d)``; no draws if none were asked for.
         statistics: ``(4, chain, slot)``: E with its constant, sum of acceptance probabilities,
             number of wild transitions, Hamiltonian.
-        largest: The largest beta·|E| that each chain met, ``(chain,)``.
+        notes: ``(3, chain)``: the largest beta·|E| that each chain met; of fresh chains, E at the
+            start without its constant, and 1 where x, E or ∇E was not finite, else 0.
     """
 
     state: Array
     draws: Array
     statistics: Array
-    largest: Array
+    notes: Array
 
     @property
     def x(self) -> Array:
         """Final positions, ``(chain, d)``."""
         return self.state[:, : self.state.shape[1] // 2]
+
+    @property
+    def largest(self) -> Array:
+        """The largest beta·|E| that each chain met, ``(chain,)``."""
+        largest: Array = self.notes[0]
+        return largest
 
     @property
     def potential(self) -> Array:
@@ -108,6 +114,7 @@ class FusedEnergy:
         CannotFuse: If the energy, or the kind of states, is not for kernels.
 
     Attributes:
+        dtype, real, eps: Of states and energies: torch's, NumPy's, and the spacing at 1.
         n_operations: Scalar operations of one evaluation.
         checked: The kernels that agreed with torch on several states, see `lookup`.
     """
@@ -117,11 +124,13 @@ class FusedEnergy:
             raise CannotFuse(f"states are {x.dtype} on {x.device}, of shape {tuple(x.shape[1:])}")
         counts["traced"] += 1
         self.dtype, self.real = x.dtype, REAL[x.dtype]
+        self.eps = torch.finfo(x.dtype).eps
         self.trace = trace(energy, x[:1], RULES)
         self.program, self.layout = lower(self.trace)
         self.n_operations = self.program.n_operations
         self._ones = np.ones((1, self.program.size), self.real)
         self._betas = np.ones((1, 1), self.real)
+        self._offset: tuple[Array, float] = self._betas, 0.0
         self.kernels: dict[tuple[str, int], Kernel] = {}
         self.checked: set[tuple[str, int]] = set()
 
@@ -162,18 +171,35 @@ class FusedEnergy:
     def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:
         """The energy's numbers as they are now, and its additive constant."""
         p = self.layout.now()
-        return p, self.kernel(sampler, lanes).offset(p)
+        if p is not self._offset[0]:  # the same array as long as nothing changes
+            self._offset = p, self.kernel(sampler, lanes).offset(p)
+        return self._offset
 
-    def start(self, x: Array, sampler: str, lanes: int, p: Array) -> Array:
-        """The state of chains at positions ``(chain, d)``, as in `Run`."""
-        if sampler == "energy":
-            state = self._fresh(x)
-            self.kernel(sampler, lanes)(len(x), len(x) * self.n_operations, p, state)
-            return state
-        none = np.zeros(0)
-        return self.run(
-            sampler, x, step_size=none, key=0, parameters=p, offset=0.0, lanes=lanes
-        ).state
+    def start(self, x: Array, sampler: str, lanes: int, p: Array, offset: float) -> Run:
+        """A run of no transitions from positions ``(chain, d)``."""
+        if sampler != "energy":
+            return self.run(
+                sampler,
+                x,
+                n_steps=0,
+                step_size=0.0,
+                key=0,
+                parameters=p,
+                offset=offset,
+                lanes=lanes,
+            )
+        slots, notes = self.slots(len(x), 0, False), np.empty((3, len(x)), self.real)
+        state = np.empty((len(x), 2 * self.size + 1), self.real)
+        source = _plain(x, self.real)
+        self.kernel(sampler, lanes)(
+            len(x) * self.n_operations,
+            n_chains=len(x),
+            p=p,
+            source=address(source),
+            state=address(state),
+        )
+        notes[1] = state[:, -1]  # nobody asks for more
+        return Run(state, slots.draws, slots.statistics, notes)
 
     def evaluate(
         self, x: Array, sampler: str = "energy", lanes: int | None = None
@@ -181,7 +207,7 @@ class FusedEnergy:
         """Energies ``(n,)`` and gradients ``(n, d)`` of states, by the kernel of a sampler."""
         lanes = lanes or self.lanes(len(x))
         p, offset = self.parameters(sampler, lanes)
-        state = self.start(x, sampler, lanes, p)
+        state = self.start(x, sampler, lanes, p, offset).state
         return self.energies(state, offset), self.gradients(state)
 
     def energies(self, state: Array, offset: float) -> Array:
@@ -197,12 +223,13 @@ class FusedEnergy:
     def run(
         self,
         sampler: str,
-        x: Array,
+        x: Array | None,
         *,
-        step_size: Array,
+        n_steps: int,
+        step_size: float | Array,
         key: int,
-        noise_scale: Array | None = None,
-        lengths: Array | None = None,
+        noise_scale: float | Array = 1.0,
+        lengths: int | Array = 1,
         inverse_mass: Array | None = None,
         mass_root: Array | None = None,
         beta: Array | None = None,
@@ -216,20 +243,21 @@ class FusedEnergy:
         offset: float | None = None,
         lanes: int | None = None,
     ) -> Run:
-        """Advance chains by ``len(step_size)`` transitions.
+        """Advance chains by ``n_steps`` transitions.
 
         Args:
             sampler: "langevin", "mala" or "hmc".
-            x: Start states, ``(chain, d)``, of this energy's dtype; not modified.
-            step_size: h of each transition.
+            x: Positions of fresh chains, ``(chain, d)``, of this energy's dtype; not modified. None
+                to go on from ``state``.
+            n_steps: Number of transitions.
+            step_size: h, a number, or one for each transition.
             key: The 64-bit seed.
-            noise_scale: That of each transition (Langevin).
-            lengths: Leapfrogs of each transition (HMC).
+            noise_scale: Likewise (Langevin).
+            lengths: Leapfrogs, likewise (HMC).
             inverse_mass: M⁻¹, ``(1, d)`` (a diagonal) or ``(d, d)``.
             mass_root: The lower Cholesky factor of M, likewise.
             beta: Inverse temperatures, ``(chain, 1)``.
-            state: That of an earlier `Run`, instead of ``x``; None to compute energies and
-                gradients anew.
+            state: That of an earlier `Run`, where ``x`` is None.
             first_chain: Number of the first chain.
             first_step: Number of the first transition in the random streams.
             thin: Transitions of each slot; None for one slot over all.
@@ -239,43 +267,58 @@ class FusedEnergy:
             offset: Likewise.
             lanes: Chains of a tile; None for what suits their number.
         """
-        n_chains, n_steps, real = len(x), len(step_size), self.real
+        source = state if x is None else _plain(x, self.real)
+        assert source is not None
+        n_chains, real = len(source), self.real
         lanes = lanes or self.lanes(n_chains)
-        kernel = self.kernel(sampler, lanes)
         if parameters is None or offset is None:
             parameters, offset = self.parameters(sampler, lanes)
         thin = thin or max(n_steps, 1)
         if slots is None:
             slots = self.slots(n_chains, n_steps // thin, keep_draws)
+        # one piece of memory: to ask for it, and for its address, takes as long as some arithmetic
+        n_state, n_notes = n_chains * (2 * self.size + 1), 3 * n_chains
+        memory = np.empty(n_state + n_notes, real)
+        state_at = address(memory)
         result = Run(
-            self._fresh(x) if state is None else state.copy(),
+            memory[:n_state].reshape(n_chains, -1),
             slots.draws,
             slots.statistics,
-            np.empty(n_chains, self.real),
+            memory[n_state:].reshape(3, n_chains),
         )
-        leaps = 1 if lengths is None or n_steps == 0 else int(lengths[0])  # about
-        kernel(
-            n_chains,
-            n_chains * n_steps * (leaps * self.n_operations + 40 * self.size),
-            parameters,
-            offset,
-            result.state,
-            self._one_each(n_chains) if beta is None else _plain(beta, real),
-            _plain(step_size, np.float64),
-            ONE if noise_scale is None else _plain(noise_scale, np.float64),
-            ONE_STEP if lengths is None else _plain(lengths, np.int64),
-            self._ones if inverse_mass is None else _plain(inverse_mass, real),
-            self._ones if mass_root is None else _plain(mass_root, real),
-            np.uint64(key),
-            first_chain,
-            first_step,
-            state is None,
-            thin,
-            slots.first,
-            slots.draws,
-            slots.statistics,
-            result.largest,
+        sizes, scales = _column(step_size, np.float64), _column(noise_scale, np.float64)
+        leaps = _column(lengths, np.int64)
+        mass = self._ones if inverse_mass is None else _plain(inverse_mass, real)
+        operations = (int(leaps[0]) if len(leaps) else 1) * self.n_operations  # about
+        self.kernel(sampler, lanes)(
+            n_chains * n_steps * (operations + 40 * self.size),
+            n_chains=n_chains,
+            p=parameters,
+            offset=offset,
+            source=address(source),
+            fresh=x is not None,
+            state=state_at,
+            beta=self._one_each(n_chains) if beta is None else _plain(beta, real),
+            step_size=sizes,
+            scale=scales,
+            lengths=leaps,
+            size_stride=len(sizes) > 1,
+            scale_stride=len(scales) > 1,
+            length_stride=len(leaps) > 1,
+            mass=mass,
+            root=self._ones if mass_root is None else _plain(mass_root, real),
+            dense=len(mass) > 1,
+            key=key,
+            first_chain=first_chain,
+            first_step=first_step,
             n_steps=n_steps,
+            thin=thin,
+            first_slot=slots.first,
+            n_slots=slots.statistics.shape[2],
+            n_draws=slots.draws.shape[1],
+            draws=address(slots.draws),
+            statistics=address(slots.statistics),
+            notes=state_at + n_state * memory.itemsize,
         )
         return result
 
@@ -292,17 +335,20 @@ class FusedEnergy:
             betas = self._betas = np.ones((n_chains, 1), self.real)
         return betas
 
-    def _fresh(self, x: Array) -> Array:
-        # zeros: a step of size 0 along a gradient that is not finite would give NaN
-        state = np.zeros((len(x), 2 * self.size + 1), self.real)
-        state[:, : self.size] = x
-        return state
+
+@functools.lru_cache(maxsize=64)
+def _same(value: float, dtype: Any) -> Array:
+    """One number as an array: the same array in the next call, whose address is known."""
+    return np.full(1, value, dtype)
+
+
+def _column(values: float | Array, dtype: Any) -> Array:
+    """A value for each transition, or one for all."""
+    return _plain(values, dtype) if isinstance(values, np.ndarray) else _same(values, dtype)
 
 
 def _plain(values: Array, dtype: Any) -> Array:
-    """In C order and of this dtype; one element for all if it is the same everywhere."""
-    if values.strides == (0,):
-        values = values[:1].copy()
+    """In C order and of this dtype."""
     if values.dtype == dtype and values.flags.c_contiguous:
         return values
     plain: Array = np.ascontiguousarray(values, dtype)

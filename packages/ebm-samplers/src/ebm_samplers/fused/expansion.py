@@ -71,7 +71,7 @@ def expanded(
     function = procedures.pop(entry)
     expander = _Expander(procedures, values, frozenset(whole))
     names: dict[str, ast.expr] = {a.arg: ast.Name(a.arg) for a in function.args.args}
-    expander.used.update(names)
+    expander.used.update(list(names))
     function.body = expander.procedure(function, names)
     return function, values
 

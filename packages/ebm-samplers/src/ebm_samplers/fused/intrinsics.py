@@ -37,6 +37,29 @@ def predicted(typingctx, condition, a, b):  # type: ignore[no-untyped-def]
     return kind(types.boolean, kind, kind), chosen
 
 
+def pointer(kind: Any) -> Any:
+    """A function that takes an address for a pointer of this kind."""
+
+    @intrinsic
+    def pointed(typingctx, address):  # type: ignore[no-untyped-def]
+        def cast(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(args[0], context.get_value_type(kind))
+
+        return kind(types.int64), cast
+
+    return pointed
+
+
+@intrinsic
+def double(typingctx, bits):  # type: ignore[no-untyped-def]
+    """The number of 64 bits that an integer has."""
+
+    def cast(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.DoubleType())
+
+    return types.float64(types.int64), cast
+
+
 def local_memory(n: int) -> Any:
     """A function that gives room for ``n`` numbers on the stack, of the kind that it is given.
 

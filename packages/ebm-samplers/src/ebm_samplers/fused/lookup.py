@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mode
 from ebm_core.errors import ConfigurationError
-from ebm_samplers.fused.engine import Array, FusedEnergy
+from ebm_samplers.fused.engine import Array, FusedEnergy, Run
 from ebm_samplers.fused.lowering import too_large
 from ebm_samplers.fused.trace import CannotFuse
 
@@ -43,14 +43,19 @@ class Start:
         lanes: Chains of a tile.
         parameters: The energy's numbers as they are now.
         offset: Its additive constant.
-        state: That of the chains, ``(chain, 2d + 1)``.
+        run: What the chains' kernel gave.
     """
 
     fused: FusedEnergy
     lanes: int
     parameters: Array
     offset: float
-    state: Array
+    run: Run
+
+
+Begin = Callable[[FusedEnergy, int, Array, float], Run]
+"""Lets chains begin, given kernels, lanes, the energy's numbers and its additive constant: what it
+gives is thrown away if the kernel turns out not to agree with the energy."""
 
 
 class NoGain(CannotFuse):
@@ -67,7 +72,14 @@ class Lookup:
         self.known: dict[Any, FusedEnergy | str] = {}
         self.n_retraces = 0
 
-    def start(self, energy: EnergyFunction, x: Tensor, sampler: str, if_quicker: bool) -> Start:
+    def start(
+        self,
+        energy: EnergyFunction,
+        x: Tensor,
+        sampler: str,
+        if_quicker: bool,
+        begin: Begin | None,
+    ) -> Start:
         """Begin chains at ``x``.
 
         Raises:
@@ -80,7 +92,7 @@ class Lookup:
         if found is not None:
             try:
                 _require_gain(found, x, if_quicker)
-                return compared(found, energy, x, sampler)
+                return compared(found, energy, x, sampler, begin)
             except NoGain:
                 raise
             except CannotFuse:
@@ -94,7 +106,7 @@ class Lookup:
         try:
             fused = self.known[kind] = FusedEnergy(energy, x)
             _require_gain(fused, x, if_quicker)
-            return compared(fused, energy, x, sampler)
+            return compared(fused, energy, x, sampler, begin)
         except NoGain:
             raise
         except CannotFuse as reason:
@@ -105,15 +117,22 @@ class Lookup:
 _lookups: WeakKeyDictionary[EnergyFunction, Lookup] = WeakKeyDictionary()
 
 
-def fused_start(energy: EnergyFunction, x: Tensor, sampler: str, if_quicker: bool = False) -> Start:
+def fused_start(
+    energy: EnergyFunction,
+    x: Tensor,
+    sampler: str,
+    if_quicker: bool = False,
+    begin: Begin | None = None,
+) -> Start:
     """Begin chains at ``x`` with a kernel that agrees with the energy there.
 
     Args:
-        energy: The energy, in eval mode; traced on first use, and again when its kernel no longer
-            agrees with it.
+        energy: The energy, in eval mode and without autograd; traced on first use, and again when
+            its kernel no longer agrees with it.
         x: Start states, ``(chain, *event)``.
         sampler: Whose kernel, see `FusedEnergy.kernel`.
         if_quicker: Refuse where torch is quicker, see `too_large`.
+        begin: Launches the sampler's kernel on ``x``; None for a run of no transitions.
 
     Raises:
         CannotFuse: If there is no such kernel.
@@ -121,12 +140,12 @@ def fused_start(energy: EnergyFunction, x: Tensor, sampler: str, if_quicker: boo
     lookup = _lookups.get(energy)
     if lookup is None:
         lookup = _lookups[energy] = Lookup()
-    return lookup.start(energy, x, sampler, if_quicker)
+    return lookup.start(energy, x, sampler, if_quicker, begin)
 
 
 def fused_energy(energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> FusedEnergy:
     """The kernels of an energy for states like ``x``, compared with torch as in `fused_start`."""
-    with evaluation_mode(energy):
+    with evaluation_mode(energy), torch.no_grad():
         return fused_start(energy, x, sampler).fused
 
 
@@ -136,7 +155,9 @@ def _require_gain(fused: FusedEnergy, x: Tensor, if_quicker: bool) -> None:
         raise NoGain(reason)
 
 
-def compared(fused: FusedEnergy, energy: EnergyFunction, x: Tensor, sampler: str) -> Start:
+def compared(
+    fused: FusedEnergy, energy: EnergyFunction, x: Tensor, sampler: str, begin: Begin | None = None
+) -> Start:
     """Begin chains at ``x``, and compare energies with torch's on up to four of them.
 
     Raises:
@@ -146,11 +167,13 @@ def compared(fused: FusedEnergy, energy: EnergyFunction, x: Tensor, sampler: str
     p, offset = fused.parameters(sampler, lanes)
     if (sampler, lanes) not in fused.checked:
         _compare_thoroughly(fused, energy, x, sampler, lanes)
-    state = fused.start(_flat(x), sampler, lanes, p)
-    with torch.no_grad():
-        want = energy(x[:STATES])
-    _require_close(fused, state[:STATES], offset, want)
-    return Start(fused, lanes, p, offset, state)
+    want = energy(x if len(x) <= STATES else x[:STATES])
+    if begin is None:
+        run = fused.start(_flat(x), sampler, lanes, p, offset)
+    else:
+        run = begin(fused, lanes, p, offset)
+    _require_close(fused, run, offset, want, min(len(x), STATES))
+    return Start(fused, lanes, p, offset, run)
 
 
 def _compare_thoroughly(
@@ -163,11 +186,12 @@ def _compare_thoroughly(
     x = x[:STATES]
     states = torch.cat([x, _neighbours(x)])
     p, offset = fused.parameters(sampler, lanes)
-    state = fused.start(_flat(states), sampler, lanes, p)
+    run = fused.start(_flat(states), sampler, lanes, p, offset)
     want, slope = energy.energy_and_gradient(states)
-    _require_close(fused, state, offset, want)
+    _require_close(fused, run, offset, want, len(states))
     tolerance = 10 * TOLERANCE[fused.dtype]
-    for row, wanted in zip(fused.gradients(state).tolist(), _flat(slope).tolist(), strict=True):
+    slopes = fused.gradients(run.state).tolist()
+    for row, wanted in zip(slopes, _flat(slope).tolist(), strict=True):
         size = 1 + max((abs(number) for number in wanted if math.isfinite(number)), default=0.0)
         if not all(map(_close, row, wanted, [tolerance * size] * len(row))):
             raise CannotFuse("the kernel's gradient differs from autograd's")
@@ -175,13 +199,16 @@ def _compare_thoroughly(
         fused.checked.add((sampler, lanes))
 
 
-def _require_close(fused: FusedEnergy, state: Array, offset: float, expected: Tensor) -> None:
-    have, want = fused.energies(state, offset).tolist(), expected.tolist()
-    tolerance, rounding = TOLERANCE[fused.dtype], 16 * torch.finfo(fused.dtype).eps
-    if expected.shape != state.shape[:1] or not all(
-        _close(a, b, tolerance * (1 + abs(b - offset)) + rounding * abs(b))
-        for a, b in zip(have, want, strict=True)
-    ):
+def _require_close(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int) -> None:
+    """Compare the first ``n`` energies at the start of a run with what they should be."""
+    want, start = expected.tolist(), run.notes[1, :n].tolist()
+    tolerance, rounding = TOLERANCE[fused.dtype], 16 * fused.eps
+    agree = expected.shape == (n,)
+    for a, b in zip(start, want, strict=False) if agree else ():
+        allowed = tolerance * (1 + abs(b - offset)) + rounding * abs(b)
+        agree = agree and _close(a + offset, b, allowed)
+    if not agree:
+        have = [energy + offset for energy in start]
         raise CannotFuse(
             f"the kernel gives energies {_few(have)} where forward gives {_few(want)}: forward "
             "mixes the states of a batch, or uses numbers that have changed since it was traced"
@@ -211,7 +238,7 @@ def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     def energy_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
         wrapped.batch_size(x)
         try:
-            with evaluation_mode(wrapped):
+            with evaluation_mode(wrapped), torch.no_grad():
                 start = fused_start(wrapped, x.detach(), "energy")
         except CannotFuse as reason:
             raise ConfigurationError(
@@ -219,7 +246,7 @@ def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
                 "an energy that can be traced and compiled",
                 "use energy.energy_and_gradient(x), or change what the message names",
             ) from reason
-        fused, state = start.fused, start.state
+        fused, state = start.fused, start.run.state
         energies = fused.energies(state, start.offset)
         gradients = fused.gradients(state).copy()
         return torch.from_numpy(energies), torch.from_numpy(gradients).reshape(x.shape)

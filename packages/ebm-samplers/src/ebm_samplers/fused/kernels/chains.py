@@ -30,18 +30,30 @@ def settle(w: Any, offset: float) -> None:
 
 
 def chains(
-    p: Reals, offset: Double, state: Reals, beta: Reals, step_size: Doubles, scale: Doubles,
-    lengths: Ints, mass: Reals, root: Reals, key: Key, first_chain: Int, first_step: Int,
-    fresh: Int, thin: Int, first_slot: Int, draws: Reals, statistics: Reals, largest: Reals,
-    n_chains: Int, n_steps: Int, n_slots: Int, n_draws: Int, dense: Int,
+    p: Reals, offset: Double, source: Reals, fresh: Int, state: Reals, beta: Reals,
+    step_size: Doubles, scale: Doubles, lengths: Ints,
     size_stride: Int, scale_stride: Int, length_stride: Int,
+    mass: Reals, root: Reals, dense: Int, key: Key, first_chain: Int, first_step: Int,
+    n_chains: Int, n_steps: Int, thin: Int, first_slot: Int, n_slots: Int, n_draws: Int,
+    draws: Reals, statistics: Reals, notes: Reals,
     memory: Reals, words: Words, z: Reals, u: Reals, first_tile: Int, last_tile: Int,
 ):  # fmt: skip
-    """Advance the chains of some tiles by ``n_steps`` transitions."""
+    """Advance the chains of some tiles by ``n_steps`` transitions.
+
+    From ``source``: states as this function leaves them in ``state``, or positions of fresh chains.
+    """
     w = local(memory) if END <= LOCAL_ROWS else memory
     last_step = first_step + n_steps
     for tile in range(first_tile, last_tile):
-        enter(w, CURRENT, 2 * D + 1, state, tile, n_chains)
+        if fresh:  # a step of size 0 must find finite numbers
+            enter(w, CURRENT, D, source, tile, n_chains)
+            clear(w, CURRENT + D, D + 1)
+            for i in range(4 * PLANE):
+                z[i] = real(0)
+                if ADJUSTED:
+                    u[i] = real(0)
+        else:
+            enter(w, CURRENT, 2 * D + 1, source, tile, n_chains)
         enter(w, BETA, 1, beta, tile, n_chains)
         clear(w, POTENTIAL, FREE - POTENTIAL)
         step = first_step - 1 if fresh else first_step
@@ -72,6 +84,8 @@ def chains(
                     size if now >= 0 else 0.0, scale[at * scale_stride],
                     lengths[at * length_stride] if now >= 0 else 1, mass, root, dense, offset,
                 )  # fmt: skip
+                if now < 0:
+                    note_start(w, notes, tile, n_chains)
                 step += 1
                 left -= 1
                 if left == 0:
@@ -81,6 +95,6 @@ def chains(
                     slot += 1
                     left = thin
         leave(w, CURRENT, 2 * D + 1, state, tile, n_chains)
-        leave(w, SIZE, 1, largest, tile, n_chains)
+        leave(w, SIZE, 1, notes, tile, n_chains)
     if L > 1 and LOOPED:
         keep_loops()

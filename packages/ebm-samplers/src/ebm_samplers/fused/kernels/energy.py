@@ -9,11 +9,14 @@ from ebm_samplers.fused.kernels.tile import *
 END = OWN
 
 
-def chains(p: Reals, state: Reals, n_chains: Int, memory: Reals, first_tile: Int, last_tile: Int):
+def chains(
+    p: Reals, source: Reals, state: Reals, n_chains: Int,
+    memory: Reals, first_tile: Int, last_tile: Int,
+):  # fmt: skip
     """Energies and gradients of the states of some tiles."""
     w = local(memory) if END <= LOCAL_ROWS else memory
     for tile in range(first_tile, last_tile):
-        enter(w, X, 2 * D + 1, state, tile, n_chains)
+        enter(w, X, D, source, tile, n_chains)
         energy_and_gradient(w, p)
         leave(w, X, 2 * D + 1, state, tile, n_chains)
     if L > 1 and LOOPED:

@@ -81,6 +81,17 @@ def leave(w, row, n_rows, values, tile, n_chains):
             values[chain * n_rows + i] = w[(row + i) * L + chain - tile * L]
 
 
+def note_start(w, notes, tile, n_chains):
+    """Of fresh chains: E into ``notes[1, chain]``, and 1 into ``notes[2, chain]`` if not finite."""
+    stop = tile * L + L if tile * L + L < n_chains else n_chains
+    for chain in range(tile * L, stop):
+        total = w[(CURRENT + 2 * D) * L + chain - tile * L]
+        notes[n_chains + chain] = total
+        for i in range(2 * D):
+            total += w[(CURRENT + i) * L + chain - tile * L]
+        notes[2 * n_chains + chain] = real(0) if abs(total) < real(np.inf) else real(1)
+
+
 def record(w, draws, statistics, tile, n_chains, slot, n_slots, n_draws):
     """The state into ``draws[chain, slot]``, statistics into ``statistics[row, chain, slot]``."""
     stop = tile * L + L if tile * L + L < n_chains else n_chains
