@@ -80,7 +80,7 @@ def whitening_matrix(name: str, value: Any, kind: str, dim: int) -> Tensor:
     matrix = double_tensor(name, value)
     eps = torch.finfo(value.dtype if _is_floating(value) else torch.get_default_dtype()).eps
     if matrix.shape == (dim,):
-        return _whiten_diagonal(name, matrix, kind)
+        return whitening_diagonal(name, matrix, kind)
     if matrix.shape != (dim, dim):
         raise ShapeError(
             f"{name} has shape {tuple(matrix.shape)}",
@@ -92,6 +92,17 @@ def whitening_matrix(name: str, value: Any, kind: str, dim: int) -> Tensor:
     return inverse_lower(
         cholesky_factor(name, matrix, eps) if kind == "covariance" else _check_lower(name, matrix)
     )
+
+
+def whitening_diagonal(name: str, diagonal: Tensor, kind: str) -> Tensor:
+    """The diagonals of W, of diagonal matrices ``(..., d)``; see `whitening_matrix`."""
+    if not (diagonal > 0).all():
+        raise ConfigurationError(
+            f"{name} has the element {diagonal.min().item():g}",
+            "positive elements",
+            f"check {name}",
+        )
+    return diagonal ** {"covariance": -0.5, "precision": 0.5, "cholesky": -1.0}[kind]
 
 
 def log_abs_det(whitening: Tensor) -> Tensor:
@@ -121,16 +132,6 @@ def covariance_matrix(whitening: Tensor) -> Tensor:
         return whitening.square().reciprocal().diag()
     inverse: Tensor = torch.linalg.inv(whitening)
     return inverse @ inverse.mT
-
-
-def _whiten_diagonal(name: str, diagonal: Tensor, kind: str) -> Tensor:
-    if not (diagonal > 0).all():
-        raise ConfigurationError(
-            f"{name} has the element {diagonal.min().item():g}",
-            "positive elements",
-            f"check {name}",
-        )
-    return diagonal ** {"covariance": -0.5, "precision": 0.5, "cholesky": -1.0}[kind]
 
 
 def _check_lower(name: str, factor: Tensor) -> Tensor:

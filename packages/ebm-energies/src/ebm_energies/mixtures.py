@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians with full covariances and given proportions."""
+"""Mixtures of Gaussians with given covariances, full or diagonal, and proportions."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from ebm_core import ConfigurationError, EnergyFunction, ShapeError
 from ebm_core.validation import check_tensor
 from ebm_energies._base import common_dtype, double_tensor, draw_options, hold, refuse_parameters
-from ebm_energies._matrices import cholesky_factor, inverse_lower
+from ebm_energies._matrices import cholesky_factor, inverse_lower, whitening_diagonal
 from ebm_energies.gaussian import LOG_TWO_PI
 
 
@@ -17,7 +17,7 @@ class GaussianMixture(EnergyFunction):
 
     Attributes:
         means: μ, ``(K, d)``.
-        whitening: W_k = L_k⁻¹ with Σ_k = L_k L_kᵀ, ``(K, d, d)``.
+        whitening: W_k = L_k⁻¹ with Σ_k = L_k L_kᵀ, ``(K, d, d)``, or ``(K, d)`` if diagonal.
         weights: w, ``(K,)``.
 
     Args:
@@ -63,19 +63,20 @@ class GaussianMixture(EnergyFunction):
         hold(self, "whitening", whitening.to(centres.device), dtype)
         proportions = _check_weights(weights, n_components)
         hold(self, "weights", proportions.to(centres.device), dtype)
+        diagonals = whitening if whitening.ndim == 2 else whitening.diagonal(dim1=1, dim2=2)
         # log w_k + log det W_k - d/2 log 2π, the log density of component k at its own mean, times
         # its weight.
-        log_peaks = (
-            proportions.log()
-            + whitening.diagonal(dim1=1, dim2=2).log().sum(1)
-            - 0.5 * dim * LOG_TWO_PI
-        )
+        log_peaks = proportions.log() + diagonals.log().sum(1) - 0.5 * dim * LOG_TWO_PI
         hold(self, "log_peaks", log_peaks.to(centres.device), dtype)
         self.event_shape = torch.Size([dim])
 
     def forward(self, x: Tensor) -> Tensor:
         """-log Σ_k w_k N(x; μ_k, Σ_k): ``(..., d) -> (...)``."""
-        whitened = torch.einsum("kij,...kj->...ki", self.whitening, x.unsqueeze(-2) - self.means)
+        deviations = x.unsqueeze(-2) - self.means
+        if self.whitening.ndim == 2:
+            whitened = deviations * self.whitening
+        else:
+            whitened = torch.einsum("kij,...kj->...ki", self.whitening, deviations)
         terms = self.log_peaks - 0.5 * whitened.square().sum(-1)
         # torch.logsumexp takes the components' shares in the gradient from its rounded result, so
         # that far out they do not sum to 1; written out like this they do.
@@ -92,7 +93,7 @@ class GaussianMixture(EnergyFunction):
 
     def covariance(self) -> Tensor:
         """Σ_k w_k (Σ_k + μ_k μ_kᵀ) - μ μᵀ, ``(d, d)``."""
-        factors = inverse_lower(self.whitening)
+        factors = self._factors()
         deviations = self.means - self.mean()
         within = torch.einsum("k,kij,klj->il", self.weights, factors, factors)
         return within + torch.einsum("k,ki,kj->ij", self.weights, deviations, deviations)
@@ -105,18 +106,24 @@ class GaussianMixture(EnergyFunction):
         labels = torch.multinomial(
             self.weights, n, replacement=True, generator=options["generator"]
         )
-        factors = inverse_lower(self.whitening)
+        factors = self._factors()
         draws = torch.empty_like(normals)
         for k, (mean, factor) in enumerate(zip(self.means, factors, strict=True)):
             mine = labels == k
             draws[mine] = mean + normals[mine] @ factor.mT
         return draws
 
+    def _factors(self) -> Tensor:
+        """L_k, ``(K, d, d)``."""
+        if self.whitening.ndim == 2:
+            return torch.diag_embed(self.whitening.reciprocal())
+        return inverse_lower(self.whitening)
+
 
 def _whitening(covariances: Any, n_components: int, dim: int) -> Tensor:
     matrices = double_tensor("covariances", covariances)
     if matrices.shape == (n_components, dim):
-        matrices = torch.diag_embed(matrices)
+        return whitening_diagonal("covariances", matrices, "covariance")
     if matrices.shape != (n_components, dim, dim):
         raise ShapeError(
             f"covariances has shape {tuple(matrices.shape)}",
