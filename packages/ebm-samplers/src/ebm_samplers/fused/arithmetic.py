@@ -183,7 +183,7 @@ def exp_float64(x):  # type: ignore[no-untyped-def]
     p = p * r + 0.041666666666666664
     p = p * r + 0.16666666666666666
     p = p * r + 0.5
-    y = np.float64(1.0 + (r + r * r * p))
+    y: Any = np.float64(1.0 + (r + r * r * p))
     y = np.int64(y.view(np.int64) + (shifted.view(np.int64) << 52)).view(np.float64)
     y = y if x >= -708.39 else 0.0
     return y if x <= 709.782712893384 else x * np.inf  # infinity, and NaN

@@ -125,6 +125,7 @@ def environment() -> tuple[str, ...]:
         "arithmetic.py",
         "intrinsics.py",
         "loops.py",
+        "processor.py",
         "products.py",
         "native.py",
     )

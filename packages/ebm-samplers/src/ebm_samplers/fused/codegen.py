@@ -160,6 +160,7 @@ def helper_functions(program: Program) -> str:
     """Definitions of what the energy needs beside arithmetic."""
     sizes = {(n.n_inner, n.n_outputs) for n in program.nests if isinstance(n, Product)}
     lines = ["from ebm_samplers.fused.loops import keep_loops"]
+    lines += ["from ebm_samplers.fused.processor import work_as_before, work_fast"]
     lines += ["from ebm_samplers.fused.products import tile_product\n"] if sizes else []
     lines += [f"product_{k}_{n} = tile_product({k}, {n}, L)" for k, n in sorted(sizes)]
     return "\n".join(lines)

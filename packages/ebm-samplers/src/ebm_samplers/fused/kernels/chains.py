@@ -42,6 +42,7 @@ def chains(
 
     From ``source``: states as this function leaves them in ``state``, or positions of fresh chains.
     """
+    before = work_fast()
     w = local(memory) if END <= LOCAL_ROWS else memory
     last_step = first_step + n_steps
     for tile in range(first_tile, last_tile):
@@ -96,5 +97,6 @@ def chains(
                     left = thin
         leave(w, CURRENT, 2 * D + 1, state, tile, n_chains)
         leave(w, SIZE, 1, notes, tile, n_chains)
+    work_as_before(before)
     if L > 1 and LOOPED:
         keep_loops()

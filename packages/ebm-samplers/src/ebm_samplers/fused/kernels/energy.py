@@ -14,10 +14,12 @@ def chains(
     memory: Reals, first_tile: Int, last_tile: Int,
 ):  # fmt: skip
     """Energies and gradients of the states of some tiles."""
+    before = work_fast()
     w = local(memory) if END <= LOCAL_ROWS else memory
     for tile in range(first_tile, last_tile):
         enter(w, X, D, source, tile, n_chains)
         energy_and_gradient(w, p)
         leave(w, X, 2 * D + 1, state, tile, n_chains)
+    work_as_before(before)
     if L > 1 and LOOPED:
         keep_loops()

@@ -58,6 +58,14 @@ def keep_loops() -> None:
     """Stands for `loops.keep_loops`."""
 
 
+def work_fast() -> Any:
+    """Stands for `processor.work_fast`."""
+
+
+def work_as_before(before: Any) -> None:
+    """Stands for `processor.work_as_before`."""
+
+
 def fill(*_: Any) -> None:
     """Stands for `noise.fill`."""
 
