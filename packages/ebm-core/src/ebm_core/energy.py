@@ -318,6 +318,8 @@ def state_options(energy: nn.Module) -> tuple[torch.device, torch.dtype]:
 class evaluation_mode:  # noqa: N801 - a context, like torch.no_grad
     """Put a module in eval mode for a while, then restore the flag of each of its submodules.
 
+    The flags alone are set, at both ends: a call of ``eval()`` costs as much as a small network.
+
     Example:
         >>> net = nn.Dropout()
         >>> with evaluation_mode(net):
@@ -332,12 +334,12 @@ class evaluation_mode:  # noqa: N801 - a context, like torch.no_grad
 
     def __enter__(self) -> None:
         self._trained = _in_training(self._module, [])
-        if self._trained:
-            self._module.eval()
+        for part in self._trained:
+            part.__dict__["training"] = False  # nn.Module's own way asks ten questions first
 
     def __exit__(self, *error: object) -> None:
         for part in self._trained:
-            part.__dict__["training"] = True  # nn.Module's own way asks ten questions first
+            part.__dict__["training"] = True
 
 
 def _in_training(module: nn.Module, found: list[nn.Module]) -> list[nn.Module]:

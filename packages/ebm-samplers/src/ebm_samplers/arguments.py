@@ -33,7 +33,7 @@ def checked_states(energy: EnergyFunction, x: Tensor, name: str = "x_init") -> T
         )
     if energy.batch_size(x) == 0:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}", "one chain or more", "pass a state")
-    return x.detach()
+    return x.detach() if x.requires_grad else x
 
 
 def empty_states(

@@ -424,7 +424,7 @@ class MarkovSampler(BaseSampler):
         chains = None
         inference = torch.is_inference_mode_enabled()
         leaving = torch.inference_mode(False) if inference else nullcontext()
-        with evaluation_mode(self.energy), leaving, torch.no_grad():
+        with evaluation_mode(self.energy), leaving, torch.set_grad_enabled(False):
             if position.x.is_inference():
                 position = replace(position, x=position.x.clone())
             try:

@@ -20,7 +20,7 @@ from ebm_samplers.acceptance import RESOLUTION, check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.chains import Chains, Leg, Plan, Position, require_finite
 from ebm_samplers.fused.engine import Array, FusedEnergy, Run, Slots
-from ebm_samplers.fused.lookup import fused_start
+from ebm_samplers.fused.lookup import flat, fused_start
 from ebm_samplers.fused.noise import fill_rows
 from ebm_samplers.fused.trace import CannotFuse
 from ebm_samplers.noise import check_counter
@@ -80,11 +80,11 @@ class FusedChains(Chains):
             self.constants["beta"] = beta.reshape(-1, 1).numpy()
         self._pace = 0.0  # transitions a leg; 0 for a guess
         self._ahead: tuple[_Series, Run] | None = None
-        x: Array = position.x.reshape(len(position.x), -1).numpy()
 
         def begin(fused: FusedEnergy, lanes: int, parameters: Array, offset: float) -> Run:
             self.fused, self.lanes = fused, lanes
             self.parameters, self.offset = parameters, offset
+            x = flat(position.x)
             if not ahead:
                 return fused.start(x, kernel, lanes, parameters, offset)
             adapts = self.adapted_step_size is not None  # a launch for each transition
@@ -100,7 +100,8 @@ class FusedChains(Chains):
         if_quicker = sampler.engine == "auto"
         run = fused_start(sampler.energy, position.x, kernel, if_quicker, begin).run
         self.packed = run.state
-        if check_start and run.notes[2].any():
+        if check_start and np.dot(run.notes[2], run.notes[2]) > 0:
+            x = flat(position.x)
             start = self.fused.start(x, kernel, self.lanes, self.parameters, self.offset).state
             require_finite(self._state(start))
         if sampler.adjusted and not self._is_resolved(run.largest):
@@ -285,7 +286,8 @@ class FusedChains(Chains):
         """Uniforms of the next ``n`` transitions that all chains share."""
         out = np.empty((1, n), np.float32)
         fill_rows(out, True, self.key, stream, 0, self.counter)
-        return out[0].astype(np.float64)
+        uniforms: Array = out[0].astype(np.float64)
+        return uniforms
 
     def _end(self, done: int, n: int, plan: Plan) -> int:
         """Where the next leg ends: with a draw, if there is one in it."""
@@ -339,7 +341,7 @@ class _Columns:
 
     def __init__(self, chains: FusedChains, n_draws: int) -> None:
         n_chains = len(chains.packed)
-        self._all = chains.fused.slots(n_chains, n_draws, keep_draws=True)
+        self._all = chains.fused.slots(n_chains, n_draws)
         potential, acceptance, _, hamiltonian = (torch.from_numpy(a) for a in self._all.statistics)
         columns = {
             "acceptance_rate": acceptance,

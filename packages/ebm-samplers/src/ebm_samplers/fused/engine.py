@@ -188,7 +188,7 @@ class FusedEnergy:
                 offset=offset,
                 lanes=lanes,
             )
-        slots, notes = self.slots(len(x), 0, False), np.empty((3, len(x)), self.real)
+        slots, notes = self.slots(len(x), 0), np.empty((3, len(x)), self.real)
         state = np.empty((len(x), 2 * self.size + 1), self.real)
         source = _plain(x, self.real)
         self.kernel(sampler, lanes)(
@@ -274,17 +274,23 @@ class FusedEnergy:
         if parameters is None or offset is None:
             parameters, offset = self.parameters(sampler, lanes)
         thin = thin or max(n_steps, 1)
-        if slots is None:
-            slots = self.slots(n_chains, n_steps // thin, keep_draws)
         # one piece of memory: to ask for it, and for its address, takes as long as some arithmetic
+        n_slots = 0 if slots else n_steps // thin
         n_state, n_notes = n_chains * (2 * self.size + 1), 3 * n_chains
-        memory = np.empty(n_state + n_notes, real)
+        memory = np.empty(n_state + n_notes + 4 * n_chains * n_slots, real)
         state_at = address(memory)
+        notes_at = state_at + n_state * real.itemsize
+        statistics_at = notes_at + n_notes * real.itemsize
+        if slots is None:
+            draws = np.empty((n_chains, n_slots if keep_draws else 0, self.size), real)
+            slots = Slots(draws, memory[n_state + n_notes :].reshape(4, n_chains, n_slots))
+        else:
+            statistics_at = address(slots.statistics)
         result = Run(
             memory[:n_state].reshape(n_chains, -1),
             slots.draws,
             slots.statistics,
-            memory[n_state:].reshape(3, n_chains),
+            memory[n_state : n_state + n_notes].reshape(3, n_chains),
         )
         sizes, scales = _column(step_size, np.float64), _column(noise_scale, np.float64)
         leaps = _column(lengths, np.int64)
@@ -317,15 +323,15 @@ class FusedEnergy:
             n_slots=slots.statistics.shape[2],
             n_draws=slots.draws.shape[1],
             draws=address(slots.draws),
-            statistics=address(slots.statistics),
-            notes=state_at + n_state * memory.itemsize,
+            statistics=statistics_at,
+            notes=notes_at,
         )
         return result
 
-    def slots(self, n_chains: int, n_slots: int, keep_draws: bool) -> Slots:
-        """Room for what kernels report."""
+    def slots(self, n_chains: int, n_slots: int) -> Slots:
+        """Room for the draws and statistics of several runs."""
         return Slots(
-            np.empty((n_chains, n_slots if keep_draws else 0, self.size), self.real),
+            np.empty((n_chains, n_slots, self.size), self.real),
             np.empty((4, n_chains, n_slots), self.real),
         )
 

@@ -169,7 +169,7 @@ def compared(
         _compare_thoroughly(fused, energy, x, sampler, lanes)
     want = energy(x if len(x) <= STATES else x[:STATES])
     if begin is None:
-        run = fused.start(_flat(x), sampler, lanes, p, offset)
+        run = fused.start(flat(x), sampler, lanes, p, offset)
     else:
         run = begin(fused, lanes, p, offset)
     _require_close(fused, run, offset, want, min(len(x), STATES))
@@ -186,12 +186,12 @@ def _compare_thoroughly(
     x = x[:STATES]
     states = torch.cat([x, _neighbours(x)])
     p, offset = fused.parameters(sampler, lanes)
-    run = fused.start(_flat(states), sampler, lanes, p, offset)
+    run = fused.start(flat(states), sampler, lanes, p, offset)
     want, slope = energy.energy_and_gradient(states)
     _require_close(fused, run, offset, want, len(states))
     tolerance = 10 * TOLERANCE[fused.dtype]
     slopes = fused.gradients(run.state).tolist()
-    for row, wanted in zip(slopes, _flat(slope).tolist(), strict=True):
+    for row, wanted in zip(slopes, flat(slope).tolist(), strict=True):
         size = 1 + max((abs(number) for number in wanted if math.isfinite(number)), default=0.0)
         if not all(map(_close, row, wanted, [tolerance * size] * len(row))):
             raise CannotFuse("the kernel's gradient differs from autograd's")
@@ -254,9 +254,10 @@ def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return energy_and_gradient
 
 
-def _flat(x: Tensor) -> Array:
-    flat: Array = x.detach().reshape(len(x), -1).numpy()
-    return flat
+def flat(x: Tensor) -> Array:
+    """States ``(chain, *event)`` as an array ``(chain, d)``, of the same memory if that can be."""
+    states: Array = x.detach().numpy() if x.requires_grad else x.numpy()
+    return states if states.ndim == 2 else states.reshape(len(states), -1)
 
 
 def _neighbours(x: Tensor) -> Tensor:
