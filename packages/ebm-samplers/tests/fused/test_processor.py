@@ -1,12 +1,13 @@
-import re
+import textwrap
 
-import numba
 import numpy as np
 import pytest
 import torch
+from machine import machine
 
 from ebm_samplers import LangevinDynamics, fuse
-from ebm_samplers.fused.processor import FLUSHES, work_as_before, work_fast
+from ebm_samplers.fused import compiler
+from ebm_samplers.fused.processor import FLUSHES
 
 
 @pytest.mark.skipif(not FLUSHES, reason="another way of telling the processor")
@@ -29,13 +30,18 @@ def test_tiny_numbers_are_zero_within_kernels_alone(dtype):
 
 
 def test_long_registers():
-    @numba.njit
-    def doubled(x):
+    text = """
+    def run(x: Reals, n: Int):
         before = work_fast()
-        for i in range(len(x)):
-            x[i] *= 2
+        for i in range(n):
+            x[i] *= 2.0
         work_as_before(before)
-
-    doubled(np.ones(1000))
-    (text,) = doubled.inspect_llvm().values()
-    assert re.search(r'"prefer-vector-width"="512"', text)
+    """
+    head = "from ebm_samplers.fused.processor import work_as_before, work_fast"
+    x = np.ones(1000, np.float32)
+    machine(text, head=head)(x, 999)
+    assert x.tolist() == [2.0] * 999 + [1.0]
+    space = {"Reals": "float32*", "Int": "int64"}
+    source = textwrap.dedent(text)
+    exec(f"{head}\n{source}", space)
+    assert '"prefer-vector-width"="512"' in str(compiler.compiled(source, "run", space))

@@ -1,7 +1,7 @@
 """Machine code on disk, so that a kernel is compiled once for all processes.
 
 A file is named by a hash of all that its code depends on: the text of the generated module, the
-sources of the functions that it calls, the versions of Python, Numba and LLVM, and the CPU; so it
+sources of the functions that it calls, the versions of Python and LLVM, and the CPU; so it
 can never be stale. It begins with a hash of its own content; one that was cut off or damaged counts
 as absent, and is written again. Files come into being whole, by a rename, so that processes do not
 disturb one another. The folder belongs to the user alone. Where it cannot be used, kernels live in
@@ -21,7 +21,6 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding
-import numba
 import numpy as np
 
 FOLDER_VARIABLE = "EBM_SAMPLERS_CACHE_DIR"
@@ -123,6 +122,7 @@ def environment() -> tuple[str, ...]:
     names = (
         "../philox.py",
         "arithmetic.py",
+        "compiler.py",
         "intrinsics.py",
         "loops.py",
         "processor.py",
@@ -134,7 +134,6 @@ def environment() -> tuple[str, ...]:
     return (
         *(file.read_text() for file in files),
         sys.version,
-        numba.__version__,
         llvmlite.__version__,
         np.__version__,
         platform.machine(),

@@ -1,4 +1,4 @@
-"""Python source for Numba from programs of expressions.
+"""Python source of kernels from programs of expressions.
 
 One module a sampler and energy: constants of the tile, the energy's functions, the text of the
 kernel. Whatever a loop over lanes needs that no lane changes is computed before it; the loop itself
@@ -26,8 +26,8 @@ FEW_ELEMENTS = 3
 """Elements of a state up to which kernels take masses as matrices, though they be diagonal."""
 
 VALUES = {
-    "Reals": "reals(block[{}])", "Doubles": "doubles(block[{}])", "Ints": "ints(block[{}])",
-    "Int": "block[{}]", "Double": "double(block[{}])", "Key": "np.uint64(block[{}])",
+    "Reals": "reals(given[{}])", "Doubles": "doubles(given[{}])", "Ints": "ints(given[{}])",
+    "Int": "given[{}]", "Double": "double(given[{}])", "Key": "np.uint64(given[{}])",
 }  # fmt: skip
 """How a kernel finds its arguments in a block of numbers of 64 bits."""
 
@@ -46,30 +46,20 @@ PRELUDE = '''"""{title}; generated, do not edit."""
 import math
 
 import numpy as np
-from numba import types
 
 from ebm_samplers.fused import arithmetic
+from ebm_samplers.fused.compiler import External
 from ebm_samplers.fused.intrinsics import double, local_memory, pointer, predicted, select
 
-Reals, Doubles, Ints, Words = (
-    types.CPointer(t) for t in (types.{dtype}, types.float64, types.int64, types.uint32)
-)
-Int, Double, Key = types.int64, types.float64, types.uint64
-OPTIONS = {{
-    "error_model": "numpy",
-    "nogil": True,
-    "no_rewrites": True,
-    "fastmath": {{"contract", "arcp", "nsz", "afn", "reassoc"}},
-}}
+Reals, Doubles, Ints, Words = "{dtype}*", "float64*", "int64*", "uint32*"
+Int, Double, Key = "int64", "float64", "uint64"
+OPTIONS = {{"fastmath": {{"contract", "arcp", "nsz", "afn", "reassoc"}}}}
 real = np.{dtype}
 reals, doubles, ints, words_at = map(pointer, (Reals, Doubles, Ints, Words))
 '''
 
 FILL = "fill"
-FILL_TEXT = """fill = types.ExternalFunction(
-    "{fill}",
-    types.void(Reals, Words, Int, Int, Int, Int, Int, Int, Key, Int),
-)
+FILL_TEXT = """fill = External("{fill}", (Reals, Words, Int, Int, Int, Int, Int, Int, Key, Int))
 """
 """The function that makes noise; see `noise`."""
 
@@ -131,7 +121,7 @@ def _in_one_block(
 
     Returns:
         Names and values for its module: ``ARGUMENTS``, the kinds of the arguments that now stand
-        in ``block``, by name, and ``MEMORY``, the bytes of the arrays.
+        in ``given``, by name, and ``MEMORY``, the bytes of the arrays.
     """
     taken: list[ast.arg] = []
     kinds: dict[str, str] = {}
@@ -151,8 +141,8 @@ def _in_one_block(
     names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
     used = [line for line in lines if line.split(" = ")[0] in names]
     function.body[:0] = ast.parse("\n".join(used)).body
-    block = [ast.arg("block", ast.Name("Ints")), ast.arg("room", ast.Name("Int"))]
-    function.args.args[:] = [*block, *taken]
+    first = [ast.arg("given", ast.Name("Ints")), ast.arg("room", ast.Name("Int"))]
+    function.args.args[:] = [*first, *taken]
     return {"ARGUMENTS": kinds, "MEMORY": memory}
 
 

@@ -3,78 +3,58 @@
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+
+from ebm_samplers.fused import compiler
+from ebm_samplers.fused.compiler import Instruction, Value
 
 
-@intrinsic
-def select(typingctx, condition, a, b):  # type: ignore[no-untyped-def]
+@Instruction
+def select(builder: ir.IRBuilder, condition: Value, a: Value, b: Value) -> Value:
     """``a if condition else b``, both computed, without a branch."""
-    kind = typingctx.unify_types(a, b)
-
-    def chosen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.select(*args)
-
-    return kind(types.boolean, kind, kind), chosen
+    return compiler.select(builder, condition, a, b)
 
 
-@intrinsic
-def predicted(typingctx, condition, a, b):  # type: ignore[no-untyped-def]
+@Instruction
+def predicted(builder: ir.IRBuilder, condition: Value, a: Value, b: Value) -> Value:
     """As `select`, for a condition that mostly holds.
 
     A processor then goes on with ``a`` before it knows, which matters where the next step waits for
     the number: one chain alone.
     """
-    kind = typingctx.unify_types(a, b)
-
-    def chosen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        choice = builder.select(*args)
-        often, seldom = (ir.Constant(ir.IntType(32), weight) for weight in (1000, 1))
-        name = ir.MetaDataString(builder.module, "branch_weights")
-        choice.set_metadata("prof", builder.module.add_metadata([name, often, seldom]))
-        return choice
-
-    return kind(types.boolean, kind, kind), chosen
+    choice = compiler.select(builder, condition, a, b)
+    often, seldom = (ir.Constant(ir.IntType(32), weight) for weight in (1000, 1))
+    name = ir.MetaDataString(builder.module, "branch_weights")
+    choice.code.set_metadata("prof", builder.module.add_metadata([name, often, seldom]))
+    return choice
 
 
-def pointer(kind: Any) -> Any:
+def pointer(kind: Any) -> Instruction:
     """A function that takes an address for a pointer of this kind."""
 
-    @intrinsic
-    def pointed(typingctx, address):  # type: ignore[no-untyped-def]
-        def cast(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            return builder.inttoptr(args[0], context.get_value_type(kind))
+    def pointed(builder: ir.IRBuilder, address: Value) -> Value:
+        name = str(kind)
+        return Value(name, builder.inttoptr(address.code, compiler.llvm_type(name)))
 
-        return kind(types.int64), cast
-
-    return pointed
+    return Instruction(pointed)
 
 
-@intrinsic
-def double(typingctx, bits):  # type: ignore[no-untyped-def]
+@Instruction
+def double(builder: ir.IRBuilder, bits: Value) -> Value:
     """The number of 64 bits that an integer has."""
-
-    def cast(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.bitcast(args[0], ir.DoubleType())
-
-    return types.float64(types.int64), cast
+    return Value("float64", builder.bitcast(bits.code, ir.DoubleType()))
 
 
-def local_memory(n: int) -> Any:
+def local_memory(n: int) -> Instruction:
     """A function that gives room for ``n`` numbers on the stack, of the kind that it is given.
 
     Nothing else can point there, so that LLVM may keep the numbers in registers.
     """
 
-    @intrinsic
-    def local(typingctx, memory):  # type: ignore[no-untyped-def]
-        def room(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            kind = context.get_data_type(memory.dtype)
-            with builder.goto_entry_block():
-                numbers = builder.alloca(ir.ArrayType(kind, n))
-                numbers.align = 64
-            return builder.bitcast(numbers, ir.PointerType(kind))
+    def room(builder: ir.IRBuilder, memory: Value) -> Value:
+        kind = compiler.LLVM[memory.kind[:-1]]
+        with builder.goto_entry_block():
+            numbers = builder.alloca(ir.ArrayType(kind, n))
+            numbers.align = 64
+        return Value(memory.kind, builder.bitcast(numbers, kind.as_pointer()))
 
-        return memory(memory), room
-
-    return local
+    return Instruction(room)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ebm_samplers.fused.codegen import ALIGNED, FEW_ELEMENTS
+from ebm_samplers.fused.compiler import CannotCompile
 from ebm_samplers.fused.native import native
 from ebm_samplers.fused.noise import provide
 from ebm_samplers.fused.trace import CannotFuse
@@ -125,15 +126,12 @@ class Kernel:
         return known
 
     def _compiled(self) -> Callable[..., None]:
-        from numba.core.errors import NumbaError
-
         start = time.perf_counter()
         provide(self._double)
         try:
             function, known = native(self.source, "chains")
-        except NumbaError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CannotFuse(f"its kernel does not compile ({reason})") from error
+        except CannotCompile as error:
+            raise CannotFuse(f"its kernel does not compile ({error})") from error
         self.seconds = time.perf_counter() - start
         self.cached = known or function.cached
         if not known:

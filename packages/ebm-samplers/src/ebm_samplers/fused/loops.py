@@ -9,24 +9,19 @@ from typing import Any
 
 import llvmlite.ir as ir
 from llvmlite.ir.values import MDValue
-from numba import types
-from numba.extending import intrinsic
+
+from ebm_samplers.fused.compiler import Instruction
 
 
-@intrinsic
-def keep_loops(typingctx):  # type: ignore[no-untyped-def]
+@Instruction
+def keep_loops(builder: ir.IRBuilder) -> None:
     """The innermost loops before this call, its function's last statement, stay loops."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        for branch in _innermost(builder.function.blocks):
-            unroll = [ir.MetaDataString(builder.module, "llvm.loop.unroll.disable")]
-            setting = builder.module.add_metadata(unroll)
-            mark = MDValue(builder.module, [], name=str(len(builder.module.metadata)))
-            mark.operands = (mark, setting)  # LLVM wants a loop's mark to name itself first
-            branch.set_metadata("llvm.loop", mark)
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    for branch in _innermost(builder.function.blocks):
+        unroll = [ir.MetaDataString(builder.module, "llvm.loop.unroll.disable")]
+        setting = builder.module.add_metadata(unroll)
+        mark = MDValue(builder.module, [], name=str(len(builder.module.metadata)))
+        mark.operands = (mark, setting)  # LLVM wants a loop's mark to name itself first
+        branch.set_metadata("llvm.loop", mark)
 
 
 def _innermost(blocks: list[Any]) -> list[Any]:

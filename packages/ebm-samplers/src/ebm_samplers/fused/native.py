@@ -1,9 +1,8 @@
-"""Functions of generated modules as machine code, compiled by Numba once for all processes.
+"""Functions of generated modules as machine code, compiled once for all processes.
 
 A generated module holds one function that Python calls (and what it calls), whose annotations are
-its C signature: pointers and numbers of 64 bits. Numba compiles it; what is kept (`cache`), and
-called, is the object code. To load it takes LLVM alone: a process that finds its kernels on disk
-does not start Numba's compiler, which takes a second by itself.
+its C signature: pointers and numbers of 64 bits. `compiler` writes it in LLVM's language, LLVM
+makes object code of it, in one round of optimisation, and this is kept (`cache`), and called.
 """
 
 import ctypes
@@ -16,6 +15,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from ebm_samplers.fused import cache
+from ebm_samplers.fused.compiler import compiled, kinds_of
 
 _C_TYPES = {"int64": ctypes.c_int64, "uint64": ctypes.c_uint64, "float64": ctypes.c_double}
 
@@ -80,28 +80,41 @@ def _linked(about: dict[str, Any], code: bytes) -> tuple[Callable[..., None], in
 
 
 def _compiled(source: str, name: str) -> tuple[dict[str, Any], bytes]:
-    import numba
-    from numba import types
-
+    """What is to be known about the function, and its object code."""
     space: dict[str, Any] = {}
     exec(compile(source, f"<{name}>", "exec"), space)
-    function = space[name]
-    arguments = tuple(function.__annotations__.values())
-    options: dict[str, Any] = {"no_cpython_wrapper": True, **space["OPTIONS"]}
-    compiled: Any = numba.njit(**options)(function)
-    compiled.compile(types.void(*arguments))
-    (result,) = compiled.overloads.values()
-    text = result.library.get_llvm_str()
+    text = str(compiled(source, name, space, tuple(sorted(space["OPTIONS"]["fastmath"]))))
+    _start_llvm()
+    module, machine = llvm.parse_assembly(text), _machine()
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization, options.slp_vectorization = True, False
+    passes = llvm.create_pass_builder(machine, options)
+    first = llvm.create_new_module_pass_manager()
+    first.add_instruction_combine_pass()  # without it, some kernels of one lane are slower by 15 %
+    first.run(module, passes)
+    passes.getModulePassManager().run(module, passes)
     about = {
-        "symbol": result.fndesc.llvm_cfunc_wrapper_name,
-        "arguments": [str(argument) for argument in arguments],
-        "calls": re.findall(r"^declare [^@]*@\"?((?!llvm\.)[^\"(]+)", text, re.MULTILINE),
+        "symbol": name,
+        "arguments": list(kinds_of(space[name]).values()),
+        "calls": re.findall(r"^declare [^@]*@\"?((?!llvm\.)[^\"(]+)", str(module), re.MULTILINE),
     }
-    return about, result.library.serialize_using_object_code()[2][0]
+    return about, machine.emit_object(module)
 
 
 def _machine() -> Any:
-    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(jit=True)
+    """This computer's processor, with all that it can do."""
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    intel = target.name.startswith("x86")
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        reloc="static" if intel else "default",
+        codemodel="jitdefault",
+        jit=True,
+    )
 
 
 def _start_llvm() -> None:

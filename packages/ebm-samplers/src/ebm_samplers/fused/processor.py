@@ -9,44 +9,35 @@ import platform
 from typing import Any
 
 import llvmlite.ir as ir
-from numba import types
-from numba.extending import intrinsic
+
+from ebm_samplers.fused.compiler import Instruction, Value
 
 FLUSHES = platform.machine().lower() in ("x86_64", "amd64")
 TINY_TO_ZERO = 0x8040
 """Of results, and of what is read; bits of the register MXCSR."""
 
 
-@intrinsic
-def work_fast(typingctx):  # type: ignore[no-untyped-def]
+@Instruction
+def work_fast(builder: ir.IRBuilder) -> Value:
     """A kernel's first statement; gives what `work_as_before` wants.
 
     SIMD code of the calling function uses registers of 512 bits, where there are such: LLVM by
     itself takes half of each, lest a few such instructions slow down what runs beside them.
     """
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        # past llvmlite's own test, which knows no attributes with values
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
-        if not FLUSHES:
-            return ir.Constant(ir.IntType(32), 0)
-        before = _control(builder)
-        _set_control(builder, builder.or_(before, ir.Constant(before.type, TINY_TO_ZERO)))
-        return before
-
-    return types.uint32(), codegen
+    # past llvmlite's own test, which knows no attributes with values
+    set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+    if not FLUSHES:
+        return Value("uint32", ir.Constant(ir.IntType(32), 0))
+    before = _control(builder)
+    _set_control(builder, builder.or_(before, ir.Constant(before.type, TINY_TO_ZERO)))
+    return Value("uint32", before)
 
 
-@intrinsic
-def work_as_before(typingctx, control):  # type: ignore[no-untyped-def]
+@Instruction
+def work_as_before(builder: ir.IRBuilder, control: Value) -> None:
     """A kernel's last statement."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        if FLUSHES:
-            _set_control(builder, args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.uint32), codegen
+    if FLUSHES:
+        _set_control(builder, control.code)
 
 
 def _control(builder: Any) -> Any:

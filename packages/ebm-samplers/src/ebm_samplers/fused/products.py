@@ -10,14 +10,13 @@ The order of summation, and so the result, is the same for any number of lanes: 
 product added with one rounding where the machine can.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import llvmlite.ir as ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from ebm_samplers.fused.compiler import Instruction, Value, cast
 
 REGISTERS = 24
 """Vectors of sums at once; the rest of the machine's 32 (or what LLVM makes of 16) hold factors."""
@@ -25,7 +24,7 @@ REGISTERS = 24
 VECTOR_BYTES = 64
 
 
-def tile_product(n_inner: int, n_outputs: int, lanes: int) -> Any:
+def tile_product(n_inner: int, n_outputs: int, lanes: int) -> Instruction:
     """The function ``product(w, p, out, row, m)``.
 
     It sets rows ``out + j`` of the tile ``w`` to Σ_k row (``row + k``) · ``p[m + k * n_outputs +
@@ -37,19 +36,14 @@ def tile_product(n_inner: int, n_outputs: int, lanes: int) -> Any:
         lanes: Lanes of the tile, a power of two.
     """
 
-    @intrinsic
-    def product(typingctx, w, p, out, row, m):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            writer = _Writer(context, builder, signature, args, lanes)
-            if lanes == 1:
-                writer.one_lane(n_inner, n_outputs)
-            else:
-                writer.many_lanes(n_inner, n_outputs)
-            return context.get_dummy_value()
+    def product(builder: ir.IRBuilder, *arguments: Value) -> None:
+        writer = _Writer(builder, arguments, lanes)
+        if lanes == 1:
+            writer.one_lane(n_inner, n_outputs)
+        else:
+            writer.many_lanes(n_inner, n_outputs)
 
-        return types.void(w, p, types.int64, types.int64, types.int64), codegen
-
-    return product
+    return Instruction(product)
 
 
 def _parts(total: int, most: int) -> list[tuple[int, int, int]]:
@@ -63,18 +57,13 @@ def _parts(total: int, most: int) -> list[tuple[int, int, int]]:
 class _Writer:
     """Writes the loops of one product."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, args: Any, lanes: int) -> None:
+    def __init__(self, builder: ir.IRBuilder, arguments: Sequence[Value], lanes: int) -> None:
         self.builder, self.lanes = builder, lanes
-        self.w, self.p = (
-            value
-            if isinstance(kind, types.CPointer)
-            else context.make_array(kind)(context, builder, value).data
-            for kind, value in zip(signature.args[:2], args[:2], strict=True)
-        )
+        self.w, self.p = (pointer.code for pointer in arguments[:2])
+        out, row, self.matrix = (cast(builder, a, "int64").code for a in arguments[2:])
         self.scalar = self.w.type.pointee
         self.width = VECTOR_BYTES // (8 if isinstance(self.scalar, ir.DoubleType) else 4)
-        self.out, self.row = (self._times(a, lanes) for a in args[2:4])
-        self.matrix = args[4]
+        self.out, self.row = (self._times(a, lanes) for a in (out, row))
 
     def many_lanes(self, n_inner: int, n_outputs: int) -> None:
         width = min(self.width, self.lanes)
@@ -147,7 +136,8 @@ class _Writer:
         sums = []
         for width in widths:
             kind = self._kind(width)
-            place: Any = cgutils.alloca_once(self.builder, kind)  # type: ignore[no-untyped-call]
+            with self.builder.goto_entry_block():
+                place = self.builder.alloca(kind)
             self.builder.store(kind(0.0) if width == 1 else kind([0.0] * width), place)
             sums.append(place)
         return sums
@@ -186,8 +176,18 @@ class _Writer:
 
 @contextmanager
 def _loop(builder: Any, count: Any) -> Iterator[Any]:
-    with cgutils.for_range(builder, count) as loop:
-        yield loop.index
+    """A loop of at least one turn."""
+    before, inside = builder.block, builder.append_basic_block()
+    after = builder.append_basic_block()
+    builder.branch(inside)
+    builder.position_at_end(inside)
+    turn = builder.phi(count.type)
+    turn.add_incoming(count.type(0), before)
+    yield turn
+    following = builder.add(turn, count.type(1), flags=("nsw",))
+    turn.add_incoming(following, builder.block)
+    builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
+    builder.position_at_end(after)
 
 
 @contextmanager

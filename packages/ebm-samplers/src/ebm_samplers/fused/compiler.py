@@ -1,0 +1,613 @@
+"""Functions of generated modules as LLVM IR.
+
+Kernels are written in a small part of Python: numbers and pointers, loops over ranges, choices,
+calls of functions that are written likewise. To turn that into LLVM IR takes milliseconds; a
+general compiler, which finds types by inference and knows of arrays and exceptions, takes seconds,
+most of them to start. What stands elsewhere in Python is refused, by line.
+
+Types follow from the arguments, statement after statement. A variable has one type wherever it is
+carried from one turn of a loop, or out of a branch. Numbers meet as in Numba: integers of less than
+64 bits widen to 64, and stay unsigned if both are; float32 with float32 is float32, with anything
+wider, or an integer, float64. Integers do not overflow in a range; division by zero gives what
+floating point says. ``a if c else b`` and ``a and b`` compute all their parts, so these must not
+read memory that is not there. Pointers are indexed without a look at the length, and from the
+front.
+
+Functions that are called are written out at the call, and compiled with contraction alone: they may
+count on the order of operations (`arithmetic`).
+"""
+
+import ast
+import functools
+import inspect
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import llvmlite.ir as ir
+import numpy as np
+
+LLVM: dict[str, ir.Type] = {
+    "bool": ir.IntType(1),
+    **{f"{sign}int{n}": ir.IntType(n) for sign in ("", "u") for n in (32, 64)},
+    "float32": ir.FloatType(),
+    "float64": ir.DoubleType(),
+}
+"""Types of numbers; a pointer's has the name of what it points to, and "*"."""
+
+_ARITHMETIC = {
+    ast.Add: ("add", "fadd"), ast.Sub: ("sub", "fsub"), ast.Mult: ("mul", "fmul"),
+    ast.Div: ("", "fdiv"), ast.BitAnd: ("and_", ""), ast.BitOr: ("or_", ""),
+    ast.BitXor: ("xor", ""), ast.FloorDiv: ("", ""), ast.Mod: ("", ""), ast.Pow: ("", ""),
+}  # fmt: skip
+_COMPARISONS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
+    ast.Lt: ("<", operator.lt), ast.LtE: ("<=", operator.le), ast.Gt: (">", operator.gt),
+    ast.GtE: (">=", operator.ge), ast.Eq: ("==", operator.eq), ast.NotEq: ("!=", operator.ne),
+}  # fmt: skip
+_CALLED_INTRINSICS = {
+    **dict.fromkeys((abs, np.abs, math.fabs), "fabs"),
+    np.floor: "floor",
+    **dict.fromkeys((math.sqrt, np.sqrt), "sqrt"),
+    **{getattr(math, name): name for name in ("sin", "cos", "exp", "log", "pow")},
+}
+_CALLED_IN_C = {getattr(math, name): name for name in ("atan", "asin", "acos", "erf")}
+_CONTRACTION = ("contract",)
+
+
+class CannotCompile(Exception):  # noqa: N818 - a refusal
+    """Something in a function is not part of the language of kernels."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number or a pointer.
+
+    Attributes:
+        kind: The name of its type.
+        code: It, in LLVM.
+        known: The number, if it is known now.
+    """
+
+    kind: str
+    code: Any
+    known: Any = None
+
+
+@dataclass(frozen=True)
+class External:
+    """A function that the linker knows.
+
+    Attributes:
+        symbol: Its name there.
+        kinds: The types of its arguments; it returns nothing.
+    """
+
+    symbol: str
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A function that writes LLVM code: ``write(builder, arguments)`` gives a `Value` or None."""
+
+    write: Callable[..., Value | None]
+
+    def __call__(self, *_: Any) -> Any:
+        """Not in Python."""
+        raise CannotCompile("only compiled functions call this")
+
+
+def llvm_type(kind: str) -> ir.Type:
+    """A type by name."""
+    return LLVM[kind[:-1]].as_pointer() if kind.endswith("*") else LLVM[kind]
+
+
+def compiled(
+    source: str, name: str, space: Mapping[str, Any], flags: tuple[str, ...] = _CONTRACTION
+) -> ir.Module:
+    """The function ``name`` of a module's source as an LLVM module that exports it.
+
+    Args:
+        source: The module.
+        name: A function of it; annotations give the types of all arguments, and it returns nothing.
+        space: What running the module gave.
+        flags: What LLVM may do to floating point.
+
+    Raises:
+        CannotCompile: If something in it is not known here.
+    """
+    tree = ast.parse(source)
+    (function,) = (
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name
+    )
+    kinds = kinds_of(space[name])
+    module = ir.Module(name)
+    code = ir.Function(
+        module, ir.FunctionType(ir.VoidType(), [llvm_type(k) for k in kinds.values()]), name
+    )
+    code.attributes.add("nounwind")
+    builder = ir.IRBuilder(code.append_basic_block())
+    given = {
+        argument: Value(kind, part)
+        for (argument, kind), part in zip(kinds.items(), code.args, strict=True)
+    }
+    writer = _Writer(builder, space, flags, function, given)
+    writer.statements(function.body)
+    builder.ret_void()
+    return module
+
+
+def kinds_of(function: Any) -> dict[str, str]:
+    """The types of a function's arguments, by name."""
+    return {name: str(kind) for name, kind in function.__annotations__.items()}
+
+
+class _Writer:
+    """Writes one function, or a call of one, into the function of the builder."""
+
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        space: Mapping[str, Any],
+        flags: tuple[str, ...],
+        function: ast.FunctionDef,
+        given: dict[str, Value],
+    ) -> None:
+        self.builder, self.space, self.flags = builder, space, flags
+        self.assigned, self.carried = _assigned(function)
+        self.places: dict[str, tuple[str, Any]] = {}
+        self.scopes: list[dict[str, Value]] = [{}]
+        for name, value in given.items():
+            self._assign(name, value)
+
+    # statements
+
+    def statements(self, body: list[ast.stmt]) -> None:
+        """Write a block."""
+        for statement in body:
+            match statement:
+                case ast.Pass() | ast.Expr(ast.Constant()):
+                    pass
+                case ast.Expr(ast.Call() as call):
+                    self._called(call)
+                case ast.Assign(targets, value):
+                    self._assignment(statement, targets, value)
+                case ast.AnnAssign(target, _, ast.expr() as value):
+                    self._assignment(statement, [target], value)
+                case ast.AugAssign(target, _, value):
+                    old = self.value(target)
+                    self._store(target, self._operated(statement, old, self.value(value)))
+                case ast.For(ast.Name(counter), ast.Call(ast.Name("range"), bounds), inner, []):
+                    self._loop(statement, counter, bounds, inner)
+                case ast.While(test, inner, []):
+                    self._while(test, inner)
+                case ast.If(test, then, other):
+                    self._if(test, then, other)
+                case _:
+                    raise _refused(statement)
+
+    def _assignment(self, statement: ast.stmt, targets: list[ast.expr], value: ast.expr) -> None:
+        match targets, value:
+            case [ast.Tuple(targets)], ast.Tuple(values):
+                results = tuple(map(self.value, values))
+            case [ast.Tuple(targets)], ast.Call() as call:
+                results = self._called(call)
+            case [target], value:
+                targets, results = [target], (self.value(value),)
+            case _:
+                raise _refused(statement)
+        for target, result in zip(targets, results, strict=True):
+            self._store(target, result)
+
+    def _loop(
+        self, statement: ast.For, counter: str, bounds: list[ast.expr], body: list[ast.stmt]
+    ) -> None:
+        numbers = [self._cast(self.value(bound), "int64") for bound in bounds]
+        zero, one = self._constant("int64", 0), self._constant("int64", 1)
+        start = zero if len(numbers) == 1 else numbers[0]
+        stop = numbers[0] if len(numbers) == 1 else numbers[1]
+        step = numbers[2] if len(numbers) == 3 else one
+        if counter in self.assigned or step.known is None or step.known < 1:
+            raise _refused(statement)
+        b = self.builder
+        inside, after = b.append_basic_block(), b.append_basic_block()
+        before = b.block
+        b.cbranch(b.icmp_signed("<", start.code, stop.code), inside, after)
+        b.position_at_end(inside)
+        turn = b.phi(LLVM["int64"])
+        turn.add_incoming(start.code, before)
+        with self._scope({counter: Value("int64", turn)}):
+            self.statements(body)
+        following = b.add(turn, step.code, flags=("nsw",))
+        turn.add_incoming(following, b.block)
+        b.cbranch(b.icmp_signed("<", following, stop.code), inside, after)
+        b.position_at_end(after)
+
+    def _while(self, test: ast.expr, body: list[ast.stmt]) -> None:
+        b = self.builder
+        inside, after = b.append_basic_block(), b.append_basic_block()
+        b.cbranch(self._truth(test).code, inside, after)
+        b.position_at_end(inside)
+        with self._scope():
+            self.statements(body)
+        b.cbranch(self._truth(test).code, inside, after)
+        b.position_at_end(after)
+
+    def _if(self, test: ast.expr, then: list[ast.stmt], other: list[ast.stmt]) -> None:
+        truth = self._truth(test)
+        if truth.known is not None:
+            with self._scope():
+                self.statements(then if truth.known else other)
+            return
+        b = self.builder
+        blocks = [b.append_basic_block() for _ in range(3)]
+        b.cbranch(truth.code, *blocks[:2])
+        for block, body in zip(blocks, (then, other), strict=False):
+            b.position_at_end(block)
+            with self._scope():
+                self.statements(body)
+            b.branch(blocks[2])
+        b.position_at_end(blocks[2])
+
+    @contextmanager
+    def _scope(self, names: dict[str, Value] | None = None) -> Iterator[None]:
+        self.scopes.append(names or {})
+        yield
+        self.scopes.pop()
+
+    def _store(self, target: ast.expr, value: Value) -> None:
+        match target:
+            case ast.Name(name):
+                self._assign(name, value)
+            case ast.Subscript():
+                kind, place = self._place(target)
+                self.builder.store(self._cast(value, kind).code, place)
+            case _:
+                raise _refused(target)
+
+    def _assign(self, name: str, value: Value) -> None:
+        if name not in self.carried:
+            self.scopes[-1][name] = value
+            return
+        if name not in self.places:
+            with self.builder.goto_entry_block():
+                self.places[name] = value.kind, self.builder.alloca(llvm_type(value.kind))
+        kind, place = self.places[name]
+        if kind != value.kind:
+            raise CannotCompile(f"{name} is {kind}, and {value.kind} elsewhere")
+        self.builder.store(value.code, place)
+
+    # expressions
+
+    def value(self, node: ast.expr) -> Value:
+        """What an expression gives."""
+        match node:
+            case ast.Constant(bool() | int() | float() as number):
+                return self._number(number)
+            case ast.Name(name):
+                return self._named(name)
+            case ast.Attribute():
+                return self._number(self._object(node))
+            case ast.Subscript():
+                kind, place = self._place(node)
+                return Value(kind, self.builder.load(place))
+            case ast.UnaryOp(op, operand):
+                return self._unary(node, op, operand)
+            case ast.BinOp(left, _, right):
+                return self._operated(node, self.value(left), self.value(right))
+            case ast.Compare(left, [op], [right]):
+                return self._compared(op, self.value(left), self.value(right))
+            case ast.BoolOp(op, parts):
+                return self._all_or_any(op, parts)
+            case ast.IfExp():
+                return self._chosen(node)
+            case ast.Call():
+                results = self._called(node)
+                if len(results) == 1:
+                    return results[0]
+        raise _refused(node)
+
+    def _named(self, name: str) -> Value:
+        for scope in reversed(self.scopes):
+            if name in scope:
+                return scope[name]
+        if name in self.places:
+            kind, place = self.places[name]
+            return Value(kind, self.builder.load(place))
+        if name in self.assigned or name not in self.space:
+            raise CannotCompile(f"{name} has no value here")
+        return self._number(self.space[name])
+
+    def _object(self, node: ast.expr) -> Any:
+        """What stands behind a name with dots."""
+        match node:
+            case ast.Name(name) if name in self.space:
+                return self.space[name]
+            case ast.Name("abs"):
+                return abs
+            case ast.Attribute(inner, name):
+                return getattr(self._object(inner), name)
+        raise _refused(node)
+
+    def _number(self, number: Any) -> Value:
+        """A number of Python or NumPy."""
+        kind = {bool: "bool", int: "int64", float: "float64"}.get(type(number)) or str(
+            getattr(number, "dtype", "")
+        )
+        if kind not in LLVM:
+            raise CannotCompile(f"{number!r} is not a number")
+        return self._constant(kind, number)
+
+    def _constant(self, kind: str, number: Any) -> Value:
+        plain = number.item() if isinstance(number, np.generic) else number
+        return Value(kind, LLVM[kind](plain), plain)
+
+    def _unary(self, node: ast.expr, op: ast.unaryop, operand: ast.expr) -> Value:
+        if isinstance(op, ast.Not):
+            truth = self._truth(operand)
+            known = None if truth.known is None else not truth.known
+            return Value("bool", self.builder.not_(truth.code), known)
+        value, b = self.value(operand), self.builder
+        match op:
+            case ast.USub() if value.known is not None:
+                return self._constant(value.kind, -value.known)
+            case ast.USub() if value.kind.startswith("f"):
+                return Value(value.kind, b.fneg(value.code))
+            case ast.USub():
+                return Value(value.kind, b.neg(value.code))
+            case ast.Invert() if not value.kind.startswith("f"):
+                return Value(value.kind, b.not_(value.code))
+        raise _refused(node)
+
+    def _operated(self, node: Any, left: Value, right: Value) -> Value:
+        op, b = node.op, self.builder
+        if isinstance(op, ast.LShift | ast.RShift):
+            kind = "uint64" if left.kind.startswith("u") else "int64"
+            a, n = self._cast(left, kind).code, self._cast(right, kind).code
+            shift = b.shl if isinstance(op, ast.LShift) else b.lshr if kind == "uint64" else b.ashr
+            return Value(kind, shift(a, n))
+        if type(op) not in _ARITHMETIC:
+            raise _refused(node)
+        logical = isinstance(op, ast.BitAnd | ast.BitOr | ast.BitXor)
+        if left.kind == right.kind == "bool" and logical:
+            return Value("bool", getattr(b, _ARITHMETIC[type(op)][0])(left.code, right.code))
+        kind = _common(left.kind, right.kind)
+        if isinstance(op, ast.Div) and not kind.startswith("f"):
+            kind = "float64"
+        if isinstance(op, ast.Pow) and left.known is not None and right.known is not None:
+            return _known_as(left.known**right.known, kind)
+        if kind.startswith("f"):
+            x, y = self._cast(left, kind).code, self._cast(right, kind).code
+            if isinstance(op, ast.Pow):
+                return Value(kind, self._intrinsic("pow", x, y))
+            name = _ARITHMETIC[type(op)][1]
+            if not name:
+                raise _refused(node)
+            return Value(kind, getattr(b, name)(x, y, flags=self.flags))
+        x, y = self._cast(left, kind).code, self._cast(right, kind).code
+        if isinstance(op, ast.FloorDiv | ast.Mod):
+            return self._divided(node, kind, x, right)
+        name = _ARITHMETIC[type(op)][0]
+        if not name:
+            raise _refused(node)
+        return Value(kind, getattr(b, name)(x, y))
+
+    def _divided(self, node: Any, kind: str, x: Any, by: Value) -> Value:
+        """The quotient towards -inf, or what it leaves, by a positive constant."""
+        if by.known is None or by.known < 1:
+            raise _refused(node)
+        b, n, modulo = self.builder, LLVM[kind](by.known), isinstance(node.op, ast.Mod)
+        if kind == "uint64":
+            return Value(kind, b.urem(x, n) if modulo else b.udiv(x, n))
+        rest = b.srem(x, n)
+        below = b.icmp_signed("<", rest, n.type(0))
+        if modulo:
+            return Value(kind, b.select(below, b.add(rest, n), rest))
+        return Value(kind, b.add(b.sdiv(x, n), b.sext(below, n.type)))
+
+    def _compared(self, op: ast.cmpop, left: Value, right: Value) -> Value:
+        name, function = _COMPARISONS[type(op)]
+        if left.known is not None and right.known is not None:
+            return self._constant("bool", bool(function(left.known, right.known)))
+        kind, b = _common(left.kind, right.kind), self.builder
+        x, y = self._cast(left, kind).code, self._cast(right, kind).code
+        if kind.startswith("f"):
+            compare: Any = b.fcmp_unordered if name == "!=" else b.fcmp_ordered
+            return Value("bool", compare(name, x, y, flags=self.flags))
+        compare = b.icmp_unsigned if kind.startswith("u") else b.icmp_signed
+        return Value("bool", compare(name, x, y))
+
+    def _truth(self, node: ast.expr) -> Value:
+        return self._cast(self.value(node), "bool")
+
+    def _all_or_any(self, op: ast.boolop, parts: list[ast.expr]) -> Value:
+        stop = isinstance(op, ast.Or)
+        found: Value | None = None
+        for part in parts:
+            value = self._truth(part)
+            if value.known is stop:
+                return value
+            if value.known is None and found is None:
+                found = value
+            elif value.known is None and found is not None:
+                join = self.builder.or_ if stop else self.builder.and_
+                found = Value("bool", join(found.code, value.code))
+        return found or self._constant("bool", not stop)
+
+    def _chosen(self, node: ast.IfExp) -> Value:
+        test = self._truth(node.test)
+        if test.known is not None:
+            return self.value(node.body if test.known else node.orelse)
+        return select(self.builder, test, self.value(node.body), self.value(node.orelse))
+
+    def _place(self, node: ast.Subscript) -> tuple[str, Any]:
+        """What kind of number a subscript means, and its address."""
+        array = self.value(node.value)
+        if not array.kind.endswith("*"):
+            raise _refused(node)
+        index = self._cast(self.value(node.slice), "int64")
+        return array.kind[:-1], self.builder.gep(array.code, [index.code], inbounds=True)
+
+    def _cast(self, value: Value, kind: str) -> Value:
+        return cast(self.builder, value, kind)
+
+    # calls
+
+    def _called(self, node: ast.Call) -> tuple[Value, ...]:
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "view":
+            value = self.value(node.func.value)
+            kind = np.dtype(self._object(node.args[0])).name
+            return (Value(kind, self.builder.bitcast(value.code, LLVM[kind])),)
+        function = self._object(node.func)
+        given = [self.value(argument) for argument in node.args]
+        if isinstance(function, type) and issubclass(function, np.generic | float | int):
+            return (self._cast(given[0], np.dtype(function).name),)
+        if isinstance(function, Instruction):
+            result = function.write(self.builder, *given)
+            return () if result is None else (result,)
+        if isinstance(function, External):
+            self._called_outside(function.symbol, function.kinds, given)
+            return ()
+        function = getattr(function, "py_func", function)
+        if isinstance(function, FunctionType):
+            return self._written_out(function, given)
+        return (self._elementary(node, function, given),)
+
+    def _written_out(self, function: FunctionType, given: list[Value]) -> tuple[Value, ...]:
+        definition = _definition(function)
+        names = [argument.arg for argument in definition.args.args]
+        space = function.__globals__
+        writer = _Writer(
+            self.builder, space, _CONTRACTION, definition, dict(zip(names, given, strict=True))
+        )
+        *body, last = definition.body
+        if not isinstance(last, ast.Return) or last.value is None:
+            raise _refused(last)
+        writer.statements(body)
+        parts = last.value.elts if isinstance(last.value, ast.Tuple) else [last.value]
+        return tuple(map(writer.value, parts))
+
+    def _called_outside(self, symbol: str, kinds: tuple[str, ...], given: list[Value]) -> None:
+        arguments = [self._cast(v, k).code for v, k in zip(given, kinds, strict=True)]
+        self.builder.call(self._declared(symbol, ir.VoidType(), arguments), arguments)
+
+    def _declared(self, symbol: str, result: ir.Type, arguments: list[Any]) -> Any:
+        module = self.builder.module
+        if symbol in module.globals:
+            return module.get_global(symbol)
+        return ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), symbol)
+
+    def _elementary(self, node: ast.Call, function: Any, given: list[Value]) -> Value:
+        """A function of `math` or NumPy, in float32 if all arguments are."""
+        kind = functools.reduce(_common, (value.kind for value in given))
+        kind = kind if kind.startswith("f") else "float64"
+        arguments = [self._cast(value, kind).code for value in given]
+        if function in _CALLED_INTRINSICS:
+            return Value(kind, self._intrinsic(_CALLED_INTRINSICS[function], *arguments))
+        if function not in _CALLED_IN_C:
+            raise _refused(node)
+        symbol = _CALLED_IN_C[function] + ("f" if kind == "float32" else "")
+        target = self._declared(symbol, LLVM[kind], arguments)
+        target.attributes.add("readnone")
+        return Value(kind, self.builder.call(target, arguments, fastmath=self.flags))
+
+    def _intrinsic(self, name: str, *arguments: Any) -> Any:
+        target = self._declared(
+            f"llvm.{name}.{arguments[0].type.intrinsic_name}", arguments[0].type, list(arguments)
+        )
+        return self.builder.call(target, arguments, fastmath=self.flags)
+
+
+def cast(builder: ir.IRBuilder, value: Value, kind: str) -> Value:
+    """A number as another kind; as a bool, whether it is not zero."""
+    if value.kind == kind:
+        return value
+    if value.known is not None:
+        return _known_as(value.known, kind)
+    old, new = LLVM.get(value.kind), LLVM.get(kind)
+    if old is None or new is None:
+        raise CannotCompile(f"{value.kind} is no {kind}")
+    code, signed = value.code, value.kind.startswith("i")
+    if kind == "bool":
+        if value.kind.startswith("f"):
+            return Value(kind, builder.fcmp_unordered("!=", code, old(0.0)))
+        return Value(kind, builder.icmp_signed("!=", code, old(0)))
+    match value.kind[0], kind[0]:
+        case "f", "f":
+            code = builder.fpext(code, new) if kind == "float64" else builder.fptrunc(code, new)
+        case "f", _:
+            code = builder.fptosi(code, new) if kind[0] == "i" else builder.fptoui(code, new)
+        case _, "f":
+            code = builder.sitofp(code, new) if signed else builder.uitofp(code, new)
+        case _ if new.width > old.width:
+            code = builder.sext(code, new) if signed else builder.zext(code, new)
+        case _ if new.width < old.width:
+            code = builder.trunc(code, new)
+    return Value(kind, code)
+
+
+def _known_as(number: Any, kind: str) -> Value:
+    if kind == "bool":
+        plain: Any = bool(number)
+    elif kind.startswith("f"):
+        with np.errstate(over="ignore"):
+            plain = float(np.dtype(kind).type(number))
+    else:
+        width = LLVM[kind].width
+        plain = int(number) & (2**width - 1)
+        if kind.startswith("i") and plain >= 2 ** (width - 1):
+            plain -= 2**width
+    return Value(kind, LLVM[kind](plain), plain)
+
+
+def select(builder: ir.IRBuilder, test: Value, a: Value, b: Value) -> Value:
+    """One of two numbers, both computed."""
+    kind = a.kind if a.kind == b.kind else _common(a.kind, b.kind)
+    a, b = cast(builder, a, kind), cast(builder, b, kind)
+    return Value(kind, builder.select(cast(builder, test, "bool").code, a.code, b.code))
+
+
+def _common(a: str, b: str) -> str:
+    """The kind of number in which two kinds meet."""
+    if a not in LLVM or b not in LLVM:
+        raise CannotCompile(f"{a} and {b} do not meet")
+    if a.startswith("f") or b.startswith("f"):
+        return "float32" if a == b == "float32" else "float64"
+    return "uint64" if a.startswith("u") and b.startswith("u") else "int64"
+
+
+def _assigned(function: ast.FunctionDef) -> tuple[set[str], set[str]]:
+    """All variables, and those assigned to in several blocks: they live in memory for LLVM."""
+    homes: dict[str, set[int]] = {a.arg: {id(function.body)} for a in function.args.args}
+
+    def visit(body: list[ast.stmt]) -> None:
+        for statement in body:
+            targets: list[ast.expr] = []
+            if isinstance(statement, ast.Assign):
+                targets = statement.targets
+            elif isinstance(statement, ast.AugAssign | ast.AnnAssign):
+                targets = [statement.target]
+            for target in targets:
+                for part in target.elts if isinstance(target, ast.Tuple) else [target]:
+                    if isinstance(part, ast.Name):
+                        homes.setdefault(part.id, set()).add(id(body))
+            for field in ("body", "orelse"):
+                visit(getattr(statement, field, []))
+
+    visit(function.body)
+    return set(homes), {name for name, blocks in homes.items() if len(blocks) > 1}
+
+
+@functools.cache
+def _definition(function: FunctionType) -> ast.FunctionDef:
+    (definition,) = ast.parse(inspect.getsource(function)).body
+    assert isinstance(definition, ast.FunctionDef)
+    return definition
+
+
+def _refused(node: ast.AST) -> CannotCompile:
+    return CannotCompile(f"line {getattr(node, 'lineno', 0)}: {ast.unparse(node)}")
