@@ -56,7 +56,7 @@ def log_float32(x):  # type: ignore[no-untyped-def]
     tiny = x < _f(1.17549435e-38)
     v = x * _f(8388608.0) if tiny else x
     bits = np.float32(v).view(np.int32)
-    k = (bits - _i(0x3F3504F3)) >> _i(23)
+    k = _i(_i(bits - _i(0x3F3504F3)) >> _i(23))  # Numba's arithmetic of integers is in 64 bits
     t = np.int32(bits - (k << _i(23))).view(np.float32) - _f(1)
     e = _f(k) - (_f(23) if tiny else _f(0))
     p = _f(7.0376836292e-2)

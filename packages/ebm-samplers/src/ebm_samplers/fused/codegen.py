@@ -39,7 +39,7 @@ LOCAL_NUMBERS = 2**13
 
 PLANES = ("words", "z", "u")
 OWN_ROWS = ("BETA", "POTENTIAL", "CHANCE", "WILD", "TOTAL", "SIZE", "FREE")
-EXTREMA = {"max": "<", "min": ">", "above": "<"}
+EXTREMA = {"max": "<", "min": ">", "above": "<", "below": ">"}
 
 PRELUDE = '''"""{title}; generated, do not edit."""
 
@@ -304,12 +304,12 @@ class _Text:
 
 
 def _extremum(op: str, a: str, b: str) -> str:
-    """The larger or smaller, NaN if either is NaN; "above" is the larger where NaN may be lost.
+    """The larger or smaller, NaN if either is NaN; "above" and "below" may lose NaN.
 
     In comparisons one at a time: "or" would be a branch, and keep LLVM from using SIMD.
     """
     plain = f"{b} if {a} {EXTREMA[op]} {b} else {a}"
-    return plain if op == "above" else f"({plain}) if {b} == {b} else {b}"
+    return plain if op in ("above", "below") else f"({plain}) if {b} == {b} else {b}"
 
 
 def _infinite(number: float) -> str:

@@ -75,6 +75,7 @@ BINARY: dict[str, Callable[..., Any]] = {
     "max": lambda a, b: max(a, b) if a == a and b == b else math.nan,
     "min": lambda a, b: min(a, b) if a == a and b == b else math.nan,
     "above": max,
+    "below": min,
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,
     "eq": lambda a, b: a == b,
@@ -154,7 +155,10 @@ class Pool:
         if op == "where":
             return None if values[0] is None else args[1] if values[0] else args[2]
         if op == "neg":
-            return args[0].args[0] if args[0].op == "neg" else None
+            a = args[0]
+            if a.op == "sub":
+                return self("sub", *a.args[::-1])
+            return a.args[0] if a.op == "neg" else None
         if len(args) != 2:
             return None
         (a, b), (u, v) = args, values
@@ -163,6 +167,8 @@ class Pool:
                 return b
             if v == 0:
                 return a
+            if a.op == "neg" and b.op == "neg":
+                return self("neg", self("add", a.args[0], b.args[0]))
             if b.op == "neg":
                 return self("sub", a, b.args[0])
             if a.op == "neg":
@@ -191,6 +197,9 @@ class Pool:
                 )
             if b.op == "neg":
                 return self("neg", self("mul", a, b.args[0]))
+            if _is_scaled(a) and _is_scaled(b):
+                (x, c), (y, d) = a.args, b.args
+                return self("mul", self("mul", x, y), self("mul", c, d))
             if v is not None and a.op == "mul" and (w := value_of(a.args[1])) is not None:
                 return self("mul", a.args[0], self.const(v * w))
             if (a, b) != args:
@@ -198,18 +207,17 @@ class Pool:
         elif op == "div":
             if v == 1:
                 return a
+            if a.op == "neg" or (u is not None and u < 0):
+                return self("neg", self("div", self("neg", a), b))
             if v is not None and v != 0 and math.frexp(v)[0] in (0.5, -0.5):
                 return self("mul", a, self.const(1 / v))  # exact: a power of two
         return None
 
-    def sum(self, terms: Iterable[Expr]) -> Expr:
-        """A balanced sum."""
-        terms = list(terms)
-        if not terms:
-            return self.const(0.0)
+    def balanced(self, op: str, terms: Sequence[Expr]) -> Expr:
+        """All terms in one by an associative operation, in few steps that wait for another."""
         while len(terms) > 1:
-            pairs = [self("add", a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
-            terms = pairs + terms[len(terms) & ~1 :]
+            pairs = [self(op, a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
+            terms = [*pairs, *terms[len(terms) & ~1 :]]
         return terms[0]
 
     def split_constant(self, node: Expr) -> tuple[Expr, Expr]:
@@ -242,6 +250,12 @@ def value_of(node: Expr) -> float | bool | None:
     if node.op == "const":
         return float(node.args[0])
     return node.args[0] if node.op == "bool" else None
+
+
+def _is_scaled(node: Expr) -> bool:
+    """Whether it is a multiple by ±2, ±½ or so: exact, and far from what overflows."""
+    factor = value_of(node.args[1]) if node.op == "mul" else None
+    return factor is not None and math.frexp(abs(factor))[0] == 0.5 and 0.1 < abs(factor) < 10
 
 
 def reachable(roots: Iterable[Expr]) -> list[Expr]:

@@ -15,6 +15,7 @@ import torch
 
 from ebm_samplers.fused.algebra import cost, refs, simplified
 from ebm_samplers.fused.graph import Expr, Index, Pool, TooLarge
+from ebm_samplers.fused.guards import unguarded
 from ebm_samplers.fused.parameters import Parameters
 from ebm_samplers.fused.program import Array, Nest, Program, ravel
 from ebm_samplers.fused.rules import RULES, VIEWS
@@ -124,7 +125,10 @@ class Lowering:
         out.assign(self.size, gradient)
         if out.straight:
             nests = [nest for nest in out.nests if isinstance(nest, Nest)]
-            out.nests[:] = [Nest((), tuple(store for nest in nests for store in nest.stores))]
+            stores = [store for nest in nests for store in nest.stores]
+            values = unguarded(pool, [store.value for store in stores])
+            stores = [replace(s, value=v) for s, v in zip(stores, values, strict=True)]
+            out.nests[:] = [Nest((), tuple(stores))]
         return out, Parameters(self.trace, self.blocks, self.n_parameters)
 
     def array(self, value: Any) -> Array:

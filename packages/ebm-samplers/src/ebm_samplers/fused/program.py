@@ -243,12 +243,7 @@ class Program:
 
             def combined(index: tuple[Index, ...]) -> Expr:
                 terms = [load(index, inner) for inner in inners]
-                if op == "add":
-                    return pool.sum(terms)
-                total = terms[0]
-                for term in terms[1:]:
-                    total = pool(op, total, term)
-                return total
+                return pool.balanced(op, terms) if terms else pool.const(start)
 
             return self.stored(Array(shape, combined, None, 2 * len(inners), varies))
         base = self.allocate(math.prod(shape))
