@@ -67,14 +67,15 @@ def test_numbers_meet_as_numpys_do_in_numba(double):
     out[14] = (k >> np.uint64(60)) + (np.uint32(1) << np.uint32(4))
     out[15] = real(x[0] < x[2])
     out[16] = k // np.uint64(2**60) + k % np.uint64(2**62) // np.uint64(2**61)
+    out[17] = 1 if -np.uint64(1) > np.uint64(2**63) else 0
     """,
         (-2.75, math.nan, 0.5),
         double,
-        17,
+        18,
     )
     third = dtype(1) / dtype(3)
     want = [third, dtype(np.float64(third) * 3.0), 2.5, 2.5, 2**64, 2**32, 2**64, -1, 0x3F800000]
-    want += [-2, 2.75**2, -math.inf, 1, 0, 31, 1, 16]
+    want += [-2, 2.75**2, -math.inf, 1, 0, 31, 1, 16, 1]
     assert out == [float(dtype(number)) for number in want]
 
 

@@ -1,9 +1,9 @@
 """Machine code on disk, so that a kernel is compiled once for all processes.
 
 A file is named by a hash of all that its code depends on: the text of the generated module, the
-sources of the functions that it calls, the versions of Python and LLVM, and the CPU; so it
-can never be stale. It begins with a hash of its own content; one that was cut off or damaged counts
-as absent, and is written again. Files come into being whole, by a rename, so that processes do not
+sources of the functions that it calls, the versions of Python and LLVM, and the CPU; so it can
+never be stale. It begins with a hash of its own content; one that was cut off or damaged counts as
+absent, and is written again. Files come into being whole, by a rename, so that processes do not
 disturb one another. The folder belongs to the user alone. Where it cannot be used, kernels live in
 memory, after one warning.
 """

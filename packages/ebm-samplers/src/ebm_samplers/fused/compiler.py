@@ -354,7 +354,7 @@ class _Writer:
         value, b = self.value(operand), self.builder
         match op:
             case ast.USub() if value.known is not None:
-                return self._constant(value.kind, -value.known)
+                return _known_as(-value.known, value.kind)
             case ast.USub() if value.kind.startswith("f"):
                 return Value(value.kind, b.fneg(value.code))
             case ast.USub():

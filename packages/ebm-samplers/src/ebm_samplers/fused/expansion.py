@@ -1,10 +1,9 @@
 """Kernels as one function: procedures written out where they are called, loops over lanes joined.
 
 A kernel is written as short procedures over rows of the tile (`kernels`), most of which end up as
-loops over lanes. Compiled one by one, each would cost Numba as much time as a function of its own,
-and each loop would read from memory what the one before it wrote there. Lanes do not touch each
-other, so that neighbouring loops over lanes are one loop: values stay in registers, and one loop is
-quickly compiled.
+loops over lanes. Compiled one by one, each loop would read from memory what the one before it wrote
+there. Lanes do not touch each other, so that neighbouring loops over lanes are one loop: values
+stay in registers, and one loop is quickly compiled.
 
 What `expanded` does to the text of a module:
 
