@@ -2,7 +2,8 @@
 
 They are polynomials after a range reduction by integer bits, without branches, to about 2 units in
 the last place in float32 and 4 in float64 (errors are relative unless said otherwise, and measured
-in the tests); numbers below the smallest normal one become 0. Reassociation would undo the
+in the tests); numbers below the smallest normal one become 0. Those of exp and log are in pairs of
+terms, so that fewer operations wait for another than in Horner's form. Reassociation would undo the
 reductions, so that these functions are compiled with contraction alone. What is not here is that of
 the C library: in float64, sine and cosine too, whose reduction takes more than it brings.
 """
@@ -38,13 +39,11 @@ def exp_float32(x):  # type: ignore[no-untyped-def]
     k = shifted - _f(12582912)
     r = x - k * _f(0.693359375)
     r = r + k * _f(2.12194440e-4)
-    p = _f(1.9875691500e-4)
-    p = p * r + _f(1.3981999507e-3)
-    p = p * r + _f(8.3334519073e-3)
-    p = p * r + _f(4.1665795894e-2)
-    p = p * r + _f(1.6666665459e-1)
-    p = p * r + _f(5.0000001201e-1)
-    y = np.float32(p * r * r + r + _f(1))
+    z = r * r
+    p = _f(1.9875691500e-4) * r + _f(1.3981999507e-3)
+    p = p * z + (_f(8.3334519073e-3) * r + _f(4.1665795894e-2))
+    p = p * z + (_f(1.6666665459e-1) * r + _f(5.0000001201e-1))
+    y = np.float32(p * z + r + _f(1))
     y = np.int32(y.view(np.int32) + (shifted.view(np.int32) << _i(23))).view(np.float32)
     y = y if x >= _f(-87.33) else _f(0)
     return y if x <= _f(88.72283) else x * _f(np.inf)  # infinity, and NaN
@@ -59,16 +58,11 @@ def log_float32(x):  # type: ignore[no-untyped-def]
     k = _i(_i(bits - _i(0x3F3504F3)) >> _i(23))  # Numba's arithmetic of integers is in 64 bits
     t = np.int32(bits - (k << _i(23))).view(np.float32) - _f(1)
     e = _f(k) - (_f(23) if tiny else _f(0))
-    p = _f(7.0376836292e-2)
-    p = p * t + _f(-1.1514610310e-1)
-    p = p * t + _f(1.1676998740e-1)
-    p = p * t + _f(-1.2420140846e-1)
-    p = p * t + _f(1.4249322787e-1)
-    p = p * t + _f(-1.6668057665e-1)
-    p = p * t + _f(2.0000714765e-1)
-    p = p * t + _f(-2.4999993993e-1)
-    p = p * t + _f(3.3333331174e-1)
     z = t * t
+    p = _f(7.0376836292e-2) * z + (_f(-1.1514610310e-1) * t + _f(1.1676998740e-1))
+    p = p * z + (_f(-1.2420140846e-1) * t + _f(1.4249322787e-1))
+    p = p * z + (_f(-1.6668057665e-1) * t + _f(2.0000714765e-1))
+    p = p * z + (_f(-2.4999993993e-1) * t + _f(3.3333331174e-1))
     y = t * z * p + e * _f(-2.12194440e-4) - _f(0.5) * z
     y = t + y + e * _f(0.693359375)
     y = y if x < _f(np.inf) else x  # infinity and NaN
@@ -171,19 +165,14 @@ def exp_float64(x):  # type: ignore[no-untyped-def]
     k = shifted - 6755399441055744.0
     r = x - k * 0.693145751953125
     r = r - k * 1.4286068203094173e-06
-    p = 1.6059043836821613e-10  # 1/n!, to where |r| < 0.35 leaves nothing
-    p = p * r + 2.08767569878681e-09
-    p = p * r + 2.505210838544172e-08
-    p = p * r + 2.755731922398589e-07
-    p = p * r + 2.7557319223985893e-06
-    p = p * r + 2.48015873015873e-05
-    p = p * r + 0.0001984126984126984
-    p = p * r + 0.001388888888888889
-    p = p * r + 0.008333333333333333
-    p = p * r + 0.041666666666666664
-    p = p * r + 0.16666666666666666
-    p = p * r + 0.5
-    y: Any = np.float64(1.0 + (r + r * r * p))
+    z = r * r
+    p = 1.6059043836821613e-10 * r + 2.08767569878681e-09  # 1/n!: |r| < 0.35 leaves no more
+    p = p * z + (2.505210838544172e-08 * r + 2.755731922398589e-07)
+    p = p * z + (2.7557319223985893e-06 * r + 2.48015873015873e-05)
+    p = p * z + (0.0001984126984126984 * r + 0.001388888888888889)
+    p = p * z + (0.008333333333333333 * r + 0.041666666666666664)
+    p = p * z + (0.16666666666666666 * r + 0.5)
+    y: Any = np.float64(1.0 + (r + z * p))
     y = np.int64(y.view(np.int64) + (shifted.view(np.int64) << 52)).view(np.float64)
     y = y if x >= -708.39 else 0.0
     return y if x <= 709.782712893384 else x * np.inf  # infinity, and NaN
