@@ -1,9 +1,9 @@
 """Machine code on disk, so that a kernel is compiled once for all processes.
 
 A file is named by a hash of all that its code depends on: the text of the generated module, the
-sources of the functions that it calls, the versions of Python and LLVM, and the CPU; so it can
-never be stale. It begins with a hash of its own content; one that was cut off or damaged counts as
-absent, and is written again. Files come into being whole, by a rename, so that processes do not
+sources of the functions that it calls, the versions of Python, Numba and LLVM, and the CPU; so it
+can never be stale. It begins with a hash of its own content; one that was cut off or damaged counts
+as absent, and is written again. Files come into being whole, by a rename, so that processes do not
 disturb one another. The folder belongs to the user alone. Where it cannot be used, kernels live in
 memory, after one warning.
 """
@@ -16,6 +16,7 @@ import platform
 import sys
 import tempfile
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,9 @@ def environment() -> tuple[str, ...]:
     names = (
         "../philox.py",
         "arithmetic.py",
+        "values.py",
         "compiler.py",
+        "with_numba.py",
         "intrinsics.py",
         "loops.py",
         "processor.py",
@@ -134,6 +137,7 @@ def environment() -> tuple[str, ...]:
     return (
         *(file.read_text() for file in files),
         sys.version,
+        metadata.version("numba"),
         llvmlite.__version__,
         np.__version__,
         platform.machine(),

@@ -31,13 +31,16 @@ from typing import Any
 import llvmlite.ir as ir
 import numpy as np
 
-LLVM: dict[str, ir.Type] = {
-    "bool": ir.IntType(1),
-    **{f"{sign}int{n}": ir.IntType(n) for sign in ("", "u") for n in (32, 64)},
-    "float32": ir.FloatType(),
-    "float64": ir.DoubleType(),
-}
-"""Types of numbers; a pointer's has the name of what it points to, and "*"."""
+from ebm_samplers.fused.values import (
+    LLVM,
+    CannotCompile,
+    Value,
+    cast,
+    common,
+    known_as,
+    llvm_type,
+    select,
+)
 
 _ARITHMETIC = {
     ast.Add: ("add", "fadd"), ast.Sub: ("sub", "fsub"), ast.Mult: ("mul", "fmul"),
@@ -56,25 +59,6 @@ _CALLED_INTRINSICS = {
 }
 _CALLED_IN_C = {getattr(math, name): name for name in ("atan", "asin", "acos", "erf")}
 _CONTRACTION = ("contract",)
-
-
-class CannotCompile(Exception):  # noqa: N818 - a refusal
-    """Something in a function is not part of the language of kernels."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number or a pointer.
-
-    Attributes:
-        kind: The name of its type.
-        code: It, in LLVM.
-        known: The number, if it is known now.
-    """
-
-    kind: str
-    code: Any
-    known: Any = None
 
 
 @dataclass(frozen=True)
@@ -99,11 +83,6 @@ class Instruction:
     def __call__(self, *_: Any) -> Any:
         """Not in Python."""
         raise CannotCompile("only compiled functions call this")
-
-
-def llvm_type(kind: str) -> ir.Type:
-    """A type by name."""
-    return LLVM[kind[:-1]].as_pointer() if kind.endswith("*") else LLVM[kind]
 
 
 def compiled(
@@ -354,7 +333,7 @@ class _Writer:
         value, b = self.value(operand), self.builder
         match op:
             case ast.USub() if value.known is not None:
-                return _known_as(-value.known, value.kind)
+                return known_as(-value.known, value.kind)
             case ast.USub() if value.kind.startswith("f"):
                 return Value(value.kind, b.fneg(value.code))
             case ast.USub():
@@ -375,11 +354,11 @@ class _Writer:
         logical = isinstance(op, ast.BitAnd | ast.BitOr | ast.BitXor)
         if left.kind == right.kind == "bool" and logical:
             return Value("bool", getattr(b, _ARITHMETIC[type(op)][0])(left.code, right.code))
-        kind = _common(left.kind, right.kind)
+        kind = common(left.kind, right.kind)
         if isinstance(op, ast.Div) and not kind.startswith("f"):
             kind = "float64"
         if isinstance(op, ast.Pow) and left.known is not None and right.known is not None:
-            return _known_as(left.known**right.known, kind)
+            return known_as(left.known**right.known, kind)
         if kind.startswith("f"):
             x, y = self._cast(left, kind).code, self._cast(right, kind).code
             if isinstance(op, ast.Pow):
@@ -413,7 +392,7 @@ class _Writer:
         name, function = _COMPARISONS[type(op)]
         if left.known is not None and right.known is not None:
             return self._constant("bool", bool(function(left.known, right.known)))
-        kind, b = _common(left.kind, right.kind), self.builder
+        kind, b = common(left.kind, right.kind), self.builder
         x, y = self._cast(left, kind).code, self._cast(right, kind).code
         if kind.startswith("f"):
             compare: Any = b.fcmp_unordered if name == "!=" else b.fcmp_ordered
@@ -503,7 +482,7 @@ class _Writer:
 
     def _elementary(self, node: ast.Call, function: Any, given: list[Value]) -> Value:
         """A function of `math` or NumPy, in float32 if all arguments are."""
-        kind = functools.reduce(_common, (value.kind for value in given))
+        kind = functools.reduce(common, (value.kind for value in given))
         kind = kind if kind.startswith("f") else "float64"
         arguments = [self._cast(value, kind).code for value in given]
         if function in _CALLED_INTRINSICS:
@@ -520,64 +499,6 @@ class _Writer:
             f"llvm.{name}.{arguments[0].type.intrinsic_name}", arguments[0].type, list(arguments)
         )
         return self.builder.call(target, arguments, fastmath=self.flags)
-
-
-def cast(builder: ir.IRBuilder, value: Value, kind: str) -> Value:
-    """A number as another kind; as a bool, whether it is not zero."""
-    if value.kind == kind:
-        return value
-    if value.known is not None:
-        return _known_as(value.known, kind)
-    old, new = LLVM.get(value.kind), LLVM.get(kind)
-    if old is None or new is None:
-        raise CannotCompile(f"{value.kind} is no {kind}")
-    code, signed = value.code, value.kind.startswith("i")
-    if kind == "bool":
-        if value.kind.startswith("f"):
-            return Value(kind, builder.fcmp_unordered("!=", code, old(0.0)))
-        return Value(kind, builder.icmp_signed("!=", code, old(0)))
-    match value.kind[0], kind[0]:
-        case "f", "f":
-            code = builder.fpext(code, new) if kind == "float64" else builder.fptrunc(code, new)
-        case "f", _:
-            code = builder.fptosi(code, new) if kind[0] == "i" else builder.fptoui(code, new)
-        case _, "f":
-            code = builder.sitofp(code, new) if signed else builder.uitofp(code, new)
-        case _ if new.width > old.width:
-            code = builder.sext(code, new) if signed else builder.zext(code, new)
-        case _ if new.width < old.width:
-            code = builder.trunc(code, new)
-    return Value(kind, code)
-
-
-def _known_as(number: Any, kind: str) -> Value:
-    if kind == "bool":
-        plain: Any = bool(number)
-    elif kind.startswith("f"):
-        with np.errstate(over="ignore"):
-            plain = float(np.dtype(kind).type(number))
-    else:
-        width = LLVM[kind].width
-        plain = int(number) & (2**width - 1)
-        if kind.startswith("i") and plain >= 2 ** (width - 1):
-            plain -= 2**width
-    return Value(kind, LLVM[kind](plain), plain)
-
-
-def select(builder: ir.IRBuilder, test: Value, a: Value, b: Value) -> Value:
-    """One of two numbers, both computed."""
-    kind = a.kind if a.kind == b.kind else _common(a.kind, b.kind)
-    a, b = cast(builder, a, kind), cast(builder, b, kind)
-    return Value(kind, builder.select(cast(builder, test, "bool").code, a.code, b.code))
-
-
-def _common(a: str, b: str) -> str:
-    """The kind of number in which two kinds meet."""
-    if a not in LLVM or b not in LLVM:
-        raise CannotCompile(f"{a} and {b} do not meet")
-    if a.startswith("f") or b.startswith("f"):
-        return "float32" if a == b == "float32" else "float64"
-    return "uint64" if a.startswith("u") and b.startswith("u") else "int64"
 
 
 def _assigned(function: ast.FunctionDef) -> tuple[set[str], set[str]]:

@@ -4,14 +4,15 @@ from typing import Any
 
 from llvmlite import ir
 
-from ebm_samplers.fused import compiler
-from ebm_samplers.fused.compiler import Instruction, Value
+from ebm_samplers.fused import values
+from ebm_samplers.fused.compiler import Instruction
+from ebm_samplers.fused.values import Value
 
 
 @Instruction
 def select(builder: ir.IRBuilder, condition: Value, a: Value, b: Value) -> Value:
     """``a if condition else b``, both computed, without a branch."""
-    return compiler.select(builder, condition, a, b)
+    return values.select(builder, condition, a, b)
 
 
 @Instruction
@@ -21,7 +22,7 @@ def predicted(builder: ir.IRBuilder, condition: Value, a: Value, b: Value) -> Va
     A processor then goes on with ``a`` before it knows, which matters where the next step waits for
     the number: one chain alone.
     """
-    choice = compiler.select(builder, condition, a, b)
+    choice = values.select(builder, condition, a, b)
     often, seldom = (ir.Constant(ir.IntType(32), weight) for weight in (1000, 1))
     name = ir.MetaDataString(builder.module, "branch_weights")
     choice.code.set_metadata("prof", builder.module.add_metadata([name, often, seldom]))
@@ -33,7 +34,7 @@ def pointer(kind: Any) -> Instruction:
 
     def pointed(builder: ir.IRBuilder, address: Value) -> Value:
         name = str(kind)
-        return Value(name, builder.inttoptr(address.code, compiler.llvm_type(name)))
+        return Value(name, builder.inttoptr(address.code, values.llvm_type(name)))
 
     return Instruction(pointed)
 
@@ -51,7 +52,7 @@ def local_memory(n: int) -> Instruction:
     """
 
     def room(builder: ir.IRBuilder, memory: Value) -> Value:
-        kind = compiler.LLVM[memory.kind[:-1]]
+        kind = values.LLVM[memory.kind[:-1]]
         with builder.goto_entry_block():
             numbers = builder.alloca(ir.ArrayType(kind, n))
             numbers.align = 64

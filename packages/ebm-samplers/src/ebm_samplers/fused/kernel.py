@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from ebm_samplers.fused.codegen import ALIGNED, FEW_ELEMENTS
-from ebm_samplers.fused.compiler import CannotCompile
 from ebm_samplers.fused.native import native
 from ebm_samplers.fused.noise import provide
 from ebm_samplers.fused.trace import CannotFuse
@@ -130,8 +129,9 @@ class Kernel:
         provide(self._double)
         try:
             function, known = native(self.source, "chains")
-        except CannotCompile as error:
-            raise CannotFuse(f"its kernel does not compile ({error})") from error
+        except Exception as error:  # of Numba's own kinds
+            reason = str(error).strip().splitlines()[0]
+            raise CannotFuse(f"its kernel does not compile ({reason})") from error
         self.seconds = time.perf_counter() - start
         self.cached = known or function.cached
         if not known:

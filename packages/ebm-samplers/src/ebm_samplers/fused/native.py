@@ -2,7 +2,8 @@
 
 A generated module holds one function that Python calls (and what it calls), whose annotations are
 its C signature: pointers and numbers of 64 bits. `compiler` writes it in LLVM's language, LLVM
-makes object code of it, in one round of optimisation, and this is kept (`cache`), and called.
+makes object code of it, in one round of optimisation, and this is kept (`cache`), and called. What
+`compiler` refuses Numba compiles (`with_numba`).
 """
 
 import ctypes
@@ -16,6 +17,7 @@ import llvmlite.binding as llvm
 
 from ebm_samplers.fused import cache
 from ebm_samplers.fused.compiler import compiled, kinds_of
+from ebm_samplers.fused.values import CannotCompile
 
 _C_TYPES = {"int64": ctypes.c_int64, "uint64": ctypes.c_uint64, "float64": ctypes.c_double}
 
@@ -83,7 +85,13 @@ def _compiled(source: str, name: str) -> tuple[dict[str, Any], bytes]:
     """What is to be known about the function, and its object code."""
     space: dict[str, Any] = {}
     exec(compile(source, f"<{name}>", "exec"), space)
-    text = str(compiled(source, name, space, tuple(sorted(space["OPTIONS"]["fastmath"]))))
+    fastmath = space["OPTIONS"]["fastmath"]
+    try:
+        text = str(compiled(source, name, space, tuple(sorted(fastmath))))
+    except CannotCompile:
+        from ebm_samplers.fused.with_numba import compiled_by_numba
+
+        return compiled_by_numba(name, space, fastmath)
     _start_llvm()
     module, machine = llvm.parse_assembly(text), _machine()
     module.data_layout = str(machine.target_data)
@@ -98,9 +106,14 @@ def _compiled(source: str, name: str) -> tuple[dict[str, Any], bytes]:
     about = {
         "symbol": name,
         "arguments": list(kinds_of(space[name]).values()),
-        "calls": re.findall(r"^declare [^@]*@\"?((?!llvm\.)[^\"(]+)", str(module), re.MULTILINE),
+        "calls": calls(str(module)),
     }
     return about, machine.emit_object(module)
+
+
+def calls(text: str) -> list[str]:
+    """The functions outside it that a module in LLVM's language calls."""
+    return re.findall(r"^declare [^@]*@\"?((?!llvm\.)[^\"(]+)", text, re.MULTILINE)
 
 
 def _machine() -> Any:

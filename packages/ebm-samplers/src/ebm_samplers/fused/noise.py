@@ -21,7 +21,12 @@ def _module(double: bool, kernel: str, *lines: str) -> str:
 @functools.cache
 def provide(double: bool) -> None:
     """Compile or load the function that fills tiles, and make it known to the linker."""
-    source = _module(
+    llvm.add_symbol(fill_symbol(double), native(module_of_fill(double), "fill")[0].address)
+
+
+def module_of_fill(double: bool) -> str:
+    """The source of the module that has it."""
+    return _module(
         double,
         "noise",
         "from ebm_samplers.philox import cos_sin_turn, minus_log_unit",
@@ -29,7 +34,6 @@ def provide(double: bool) -> None:
         'OPTIONS["fastmath"] = {"contract"}',
         f"DOUBLE = {double}",
     )
-    llvm.add_symbol(fill_symbol(double), native(source, "fill")[0].address)
 
 
 @functools.cache

@@ -10,7 +10,8 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from ebm_samplers.fused.compiler import Instruction, Value
+from ebm_samplers.fused.compiler import Instruction
+from ebm_samplers.fused.values import Value
 
 FLUSHES = platform.machine().lower() in ("x86_64", "amd64")
 TINY_TO_ZERO = 0x8040

@@ -16,7 +16,8 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from ebm_samplers.fused.compiler import Instruction, Value, cast
+from ebm_samplers.fused.compiler import Instruction
+from ebm_samplers.fused.values import Value, cast
 
 REGISTERS = 24
 """Vectors of sums at once; the rest of the machine's 32 (or what LLVM makes of 16) hold factors."""
@@ -36,8 +37,10 @@ def tile_product(n_inner: int, n_outputs: int, lanes: int) -> Instruction:
         lanes: Lanes of the tile, a power of two.
     """
 
-    def product(builder: ir.IRBuilder, *arguments: Value) -> None:
-        writer = _Writer(builder, arguments, lanes)
+    def product(
+        builder: ir.IRBuilder, w: Value, p: Value, out: Value, row: Value, m: Value
+    ) -> None:
+        writer = _Writer(builder, (w, p, out, row, m), lanes)
         if lanes == 1:
             writer.one_lane(n_inner, n_outputs)
         else:
