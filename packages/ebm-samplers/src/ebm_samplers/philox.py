@@ -14,8 +14,8 @@ has. The layout is public, and fixed for ever:
 - uniform n is ((w >> 9) + 1/2)·2⁻²³ with w = word n mod 4 of block n // 4: exact in both dtypes,
   never 0 or 1.
 
-The functions are plain Python on integers, compiled by numba for the CPU, and fit to be compiled as
-device functions for CUDA; `philox4x32` runs the same source on NumPy arrays.
+The functions are plain Python on integers, compiled by `fused.compiler`, or by Numba, which makes
+device functions for CUDA of them too; `philox4x32` runs the same source on NumPy arrays.
 
 Speed comes from form (`fused.kernels.noise`): a tile of blocks is made in two passes, first the
 integers, then the numbers, each a loop without loads of counters or calls to libm, which LLVM turns

@@ -48,7 +48,7 @@ import math
 import numpy as np
 
 from ebm_samplers.fused import arithmetic
-from ebm_samplers.fused.compiler import External
+from ebm_samplers.fused.values import External
 from ebm_samplers.fused.intrinsics import double, local_memory, pointer, predicted, select
 
 Reals, Doubles, Ints, Words = "{dtype}*", "float64*", "int64*", "uint32*"

@@ -24,7 +24,6 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
 
@@ -34,13 +33,17 @@ import numpy as np
 from ebm_samplers.fused.values import (
     LLVM,
     CannotCompile,
+    External,
+    Instruction,
     Value,
     cast,
     common,
+    declared,
+    intrinsic,
     known_as,
     llvm_type,
     select,
-)
+)  # fmt: skip
 
 _ARITHMETIC = {
     ast.Add: ("add", "fadd"), ast.Sub: ("sub", "fsub"), ast.Mult: ("mul", "fmul"),
@@ -59,30 +62,6 @@ _CALLED_INTRINSICS = {
 }
 _CALLED_IN_C = {getattr(math, name): name for name in ("atan", "asin", "acos", "erf")}
 _CONTRACTION = ("contract",)
-
-
-@dataclass(frozen=True)
-class External:
-    """A function that the linker knows.
-
-    Attributes:
-        symbol: Its name there.
-        kinds: The types of its arguments; it returns nothing.
-    """
-
-    symbol: str
-    kinds: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """A function that writes LLVM code: ``write(builder, arguments)`` gives a `Value` or None."""
-
-    write: Callable[..., Value | None]
-
-    def __call__(self, *_: Any) -> Any:
-        """Not in Python."""
-        raise CannotCompile("only compiled functions call this")
 
 
 def compiled(
@@ -362,7 +341,7 @@ class _Writer:
         if kind.startswith("f"):
             x, y = self._cast(left, kind).code, self._cast(right, kind).code
             if isinstance(op, ast.Pow):
-                return Value(kind, self._intrinsic("pow", x, y))
+                return Value(kind, intrinsic(self.builder, self.flags, "pow", x, y))
             name = _ARITHMETIC[type(op)][1]
             if not name:
                 raise _refused(node)
@@ -472,13 +451,7 @@ class _Writer:
 
     def _called_outside(self, symbol: str, kinds: tuple[str, ...], given: list[Value]) -> None:
         arguments = [self._cast(v, k).code for v, k in zip(given, kinds, strict=True)]
-        self.builder.call(self._declared(symbol, ir.VoidType(), arguments), arguments)
-
-    def _declared(self, symbol: str, result: ir.Type, arguments: list[Any]) -> Any:
-        module = self.builder.module
-        if symbol in module.globals:
-            return module.get_global(symbol)
-        return ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), symbol)
+        self.builder.call(declared(self.builder, symbol, ir.VoidType(), arguments), arguments)
 
     def _elementary(self, node: ast.Call, function: Any, given: list[Value]) -> Value:
         """A function of `math` or NumPy, in float32 if all arguments are."""
@@ -486,19 +459,15 @@ class _Writer:
         kind = kind if kind.startswith("f") else "float64"
         arguments = [self._cast(value, kind).code for value in given]
         if function in _CALLED_INTRINSICS:
-            return Value(kind, self._intrinsic(_CALLED_INTRINSICS[function], *arguments))
+            return Value(
+                kind, intrinsic(self.builder, self.flags, _CALLED_INTRINSICS[function], *arguments)
+            )
         if function not in _CALLED_IN_C:
             raise _refused(node)
         symbol = _CALLED_IN_C[function] + ("f" if kind == "float32" else "")
-        target = self._declared(symbol, LLVM[kind], arguments)
+        target = declared(self.builder, symbol, LLVM[kind], arguments)
         target.attributes.add("readnone")
         return Value(kind, self.builder.call(target, arguments, fastmath=self.flags))
-
-    def _intrinsic(self, name: str, *arguments: Any) -> Any:
-        target = self._declared(
-            f"llvm.{name}.{arguments[0].type.intrinsic_name}", arguments[0].type, list(arguments)
-        )
-        return self.builder.call(target, arguments, fastmath=self.flags)
 
 
 def _assigned(function: ast.FunctionDef) -> tuple[set[str], set[str]]:

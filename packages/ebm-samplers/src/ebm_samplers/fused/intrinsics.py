@@ -5,8 +5,7 @@ from typing import Any
 from llvmlite import ir
 
 from ebm_samplers.fused import values
-from ebm_samplers.fused.compiler import Instruction
-from ebm_samplers.fused.values import Value
+from ebm_samplers.fused.values import Instruction, Value
 
 
 @Instruction

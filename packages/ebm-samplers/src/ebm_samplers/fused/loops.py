@@ -10,7 +10,7 @@ from typing import Any
 import llvmlite.ir as ir
 from llvmlite.ir.values import MDValue
 
-from ebm_samplers.fused.compiler import Instruction
+from ebm_samplers.fused.values import Instruction
 
 
 @Instruction

@@ -10,8 +10,7 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from ebm_samplers.fused.compiler import Instruction
-from ebm_samplers.fused.values import Value
+from ebm_samplers.fused.values import Instruction, Value
 
 FLUSHES = platform.machine().lower() in ("x86_64", "amd64")
 TINY_TO_ZERO = 0x8040

@@ -16,8 +16,7 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from ebm_samplers.fused.compiler import Instruction
-from ebm_samplers.fused.values import Value, cast
+from ebm_samplers.fused.values import Instruction, Value, cast
 
 REGISTERS = 24
 """Vectors of sums at once; the rest of the machine's 32 (or what LLVM makes of 16) hold factors."""

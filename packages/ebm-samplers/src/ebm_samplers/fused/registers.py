@@ -2,7 +2,7 @@
 
 After `expansion` a loop over lanes reads and writes rows many times. Here each row is loaded at
 most once, before its first use, and stored at most once, at the end of the loop; a row that nothing
-else in the function reads is not stored at all. Numba and LLVM have less to do, and the tile less
+else in the function reads is not stored at all. Compilers have less to do, and the tile less
 traffic.
 
 Every assignment in such a loop is to a name of its own: to find out which of several assignments

@@ -1,5 +1,9 @@
-"""Numbers and pointers in the code of kernels: their kinds, and how one becomes another."""
+"""What the code of kernels is made of: numbers, pointers, and functions that are not Python's.
 
+A number has a kind; `cast` and `common` say how one becomes another, and in which two meet.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +36,30 @@ class Value:
     kind: str
     code: Any
     known: Any = None
+
+
+@dataclass(frozen=True)
+class External:
+    """A function that the linker knows.
+
+    Attributes:
+        symbol: Its name there.
+        kinds: The types of its arguments; it returns nothing.
+    """
+
+    symbol: str
+    kinds: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A function that writes LLVM code: ``write(builder, arguments)`` gives a `Value` or None."""
+
+    write: Callable[..., Value | None]
+
+    def __call__(self, *_: Any) -> Any:
+        """Not in Python."""
+        raise CannotCompile("only compiled functions call this")
 
 
 def llvm_type(kind: str) -> ir.Type:
@@ -96,3 +124,18 @@ def common(a: str, b: str) -> str:
     if a.startswith("f") or b.startswith("f"):
         return "float32" if a == b == "float32" else "float64"
     return "uint64" if a.startswith("u") and b.startswith("u") else "int64"
+
+
+def declared(builder: ir.IRBuilder, symbol: str, result: ir.Type, arguments: list[Any]) -> Any:
+    """A function outside the module that is written."""
+    module = builder.module
+    if symbol in module.globals:
+        return module.get_global(symbol)
+    return ir.Function(module, ir.FunctionType(result, [a.type for a in arguments]), symbol)
+
+
+def intrinsic(builder: ir.IRBuilder, flags: tuple[str, ...], name: str, *arguments: Any) -> Any:
+    """What a function that LLVM has for this kind of number gives."""
+    kind = arguments[0].type
+    target = declared(builder, f"llvm.{name}.{kind.intrinsic_name}", kind, list(arguments))
+    return builder.call(target, arguments, fastmath=flags)

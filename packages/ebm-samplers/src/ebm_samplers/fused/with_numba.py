@@ -11,8 +11,7 @@ from typing import Any
 
 import llvmlite.ir as ir
 
-from ebm_samplers.fused.compiler import External, Instruction
-from ebm_samplers.fused.values import Value, llvm_type
+from ebm_samplers.fused.values import External, Instruction, Value, llvm_type
 
 
 def compiled_by_numba(
