@@ -76,6 +76,8 @@ def check_integer(name: str, value: Any, *, at_least: int = 0) -> int:
         >>> check_integer("n_steps", 10, at_least=1)
         10
     """
+    if type(value) is int and value >= at_least:
+        return value  # what is asked at each call of a sampler
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < at_least:
         raise ConfigurationError(
             f"{name} is {value!r}", f"an integer, at least {at_least}", f"pass another {name}"

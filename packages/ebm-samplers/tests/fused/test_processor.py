@@ -5,7 +5,7 @@ import pytest
 import torch
 from machine import machine
 
-from ebm_samplers import LangevinDynamics, fuse
+from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, fuse
 from ebm_samplers.fused import compiler
 from ebm_samplers.fused.processor import FLUSHES
 
@@ -30,14 +30,14 @@ def test_tiny_numbers_are_zero_within_kernels_alone(dtype):
 
 
 def test_long_registers():
+    """Where an energy takes many operations, and in MALA."""
     text = """
     def run(x: Reals, n: Int):
-        before = work_fast()
+        use_long_registers()
         for i in range(n):
             x[i] *= 2.0
-        work_as_before(before)
     """
-    head = "from ebm_samplers.fused.processor import work_as_before, work_fast"
+    head = "from ebm_samplers.fused.processor import use_long_registers"
     x = np.ones(1000, np.float32)
     machine(text, head=head)(x, 999)
     assert x.tolist() == [2.0] * 999 + [1.0]
@@ -45,3 +45,19 @@ def test_long_registers():
     source = textwrap.dedent(text)
     exec(f"{head}\n{source}", space)
     assert '"prefer-vector-width"="512"' in str(compiler.compiled(source, "run", space))
+
+    def small(x):
+        return x.square().sum(1)
+
+    def large(x):
+        return sum((i * x).sin().sum(1) for i in range(30))
+
+    for kind, energy, long in (
+        (LangevinDynamics, small, False),
+        (LangevinDynamics, large, True),
+        (HamiltonianMonteCarlo, small, False),
+        (HamiltonianMonteCarlo, large, True),
+        (MALA, small, True),
+    ):
+        source = kind(energy, 0.1, engine="fused").explain(torch.ones(30, 2)).source
+        assert ("use_long_registers()" in source) == long

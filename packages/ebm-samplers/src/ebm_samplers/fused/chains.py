@@ -6,6 +6,7 @@ acceptance after each transition, and so a launch for each.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ OPERATIONS = 1e9
 
 SERIES = {"step_size", "noise_scale"}
 """Settings that kernels take."""
+
+UNIFORMS = 256
+"""How many uniforms that all chains share are made at once for short runs, which often follow each
+other."""
 
 SCRATCH = 2**20
 """Elements of draws that are only passed on, to running moments."""
@@ -284,10 +289,10 @@ class FusedChains(Chains):
 
     def _shared_uniforms(self, stream: int, n: int) -> Array:
         """Uniforms of the next ``n`` transitions that all chains share."""
-        out = np.empty((1, n), np.float32)
-        fill_rows(out, True, self.key, stream, 0, self.counter)
-        uniforms: Array = out[0].astype(np.float64)
-        return uniforms
+        block, first = divmod(self.counter, UNIFORMS)
+        if first + n <= UNIFORMS:
+            return _uniforms(self.key, stream, block * UNIFORMS, UNIFORMS)[first : first + n]
+        return _uniforms.__wrapped__(self.key, stream, self.counter, n)
 
     def _end(self, done: int, n: int, plan: Plan) -> int:
         """Where the next leg ends: with a draw, if there is one in it."""
@@ -334,6 +339,15 @@ class _Series:
             return np.full(self.n // thin, thin * lengths)
         sums: Array = lengths.reshape(-1, thin).sum(1)
         return sums
+
+
+@functools.lru_cache(maxsize=8)
+def _uniforms(key: int, stream: int, first: int, n: int) -> Array:
+    """Uniforms of steps ``first`` to ``first + n - 1`` of chain 0."""
+    out = np.empty((1, n), np.float32)
+    fill_rows(out, True, key, stream, 0, first)
+    uniforms: Array = out[0].astype(np.float64)
+    return uniforms
 
 
 class _Columns:

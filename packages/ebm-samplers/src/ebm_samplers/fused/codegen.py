@@ -34,6 +34,10 @@ VALUES = {
 ALIGNED = 64
 """Bytes of a cache line, and of the longest SIMD register."""
 
+MANY_OPERATIONS = 100
+"""Scalar operations of an energy from which registers of 512 bits bring a fifth to all samplers;
+with fewer, they bring it to MALA alone, and cost a call of some leapfrogs 20 µs."""
+
 LOCAL_NUMBERS = 2**13
 """Numbers of a tile up to which it lies on the stack."""
 
@@ -90,6 +94,8 @@ def module_source(program: Program, sampler: str, lanes: int, double: bool, titl
         "OWN": program.n_rows,
         "LOCAL_ROWS": LOCAL_NUMBERS // lanes,
         "FEW_ELEMENTS": FEW_ELEMENTS,
+        "OPERATIONS": program.n_operations,
+        "MANY_OPERATIONS": MANY_OPERATIONS,
         "LOOPED": int(not program.straight),
         "CHUNK": chunk,
         "PLANE": size * chunk // 4 * lanes,
@@ -150,7 +156,9 @@ def helper_functions(program: Program) -> str:
     """Definitions of what the energy needs beside arithmetic."""
     sizes = {(n.n_inner, n.n_outputs) for n in program.nests if isinstance(n, Product)}
     lines = ["from ebm_samplers.fused.loops import keep_loops"]
-    lines += ["from ebm_samplers.fused.processor import work_as_before, work_fast"]
+    lines += [
+        "from ebm_samplers.fused.processor import use_long_registers, work_as_before, work_fast"
+    ]
     lines += ["from ebm_samplers.fused.products import tile_product\n"] if sizes else []
     lines += [f"product_{k}_{n} = tile_product({k}, {n}, L)" for k, n in sorted(sizes)]
     return "\n".join(lines)

@@ -40,7 +40,7 @@ class Run:
     Attributes:
         state: The state after the last step: position, gradient and energy (without its additive
             constant) side by side, ``(chain, 2d + 1)``.
-        draws: ``(chain, draw, d)``; no draws if none were asked for.
+        draws: ``(chain, draw, d)``; empty if none were asked for.
         statistics: ``(4, chain, slot)``: E with its constant, sum of acceptance probabilities,
             number of wild transitions, Hamiltonian.
         notes: ``(3, chain)``: the largest beta·|E| that each chain met; of fresh chains, E at the
@@ -130,6 +130,7 @@ class FusedEnergy:
         self.n_operations = self.program.n_operations
         self._ones = np.ones((1, self.program.size), self.real)
         self._betas = np.ones((1, 1), self.real)
+        self._none = np.empty((0, 0, self.program.size), self.real)
         self._offset: tuple[Array, float] = self._betas, 0.0
         self.kernels: dict[tuple[str, int], Kernel] = {}
         self.checked: set[tuple[str, int]] = set()
@@ -191,13 +192,8 @@ class FusedEnergy:
         slots, notes = self.slots(len(x), 0), np.empty((3, len(x)), self.real)
         state = np.empty((len(x), 2 * self.size + 1), self.real)
         source = _plain(x, self.real)
-        self.kernel(sampler, lanes)(
-            len(x) * self.n_operations,
-            n_chains=len(x),
-            p=p,
-            source=address(source),
-            state=address(state),
-        )
+        given = {"p": p, "source": address(source), "state": address(state), "n_chains": len(x)}
+        self.kernel(sampler, lanes)(len(x) * self.n_operations, given)
         notes[1] = state[:, -1]  # nobody asks for more
         return Run(state, slots.draws, slots.statistics, notes)
 
@@ -282,7 +278,7 @@ class FusedEnergy:
         notes_at = state_at + n_state * real.itemsize
         statistics_at = notes_at + n_notes * real.itemsize
         if slots is None:
-            draws = np.empty((n_chains, n_slots if keep_draws else 0, self.size), real)
+            draws = np.empty((n_chains, n_slots, self.size), real) if keep_draws else self._none
             slots = Slots(draws, memory[n_state + n_notes :].reshape(4, n_chains, n_slots))
         else:
             statistics_at = address(slots.statistics)
@@ -292,40 +288,42 @@ class FusedEnergy:
             slots.statistics,
             memory[n_state : n_state + n_notes].reshape(3, n_chains),
         )
-        sizes, scales = _column(step_size, np.float64), _column(noise_scale, np.float64)
-        leaps = _column(lengths, np.int64)
+        sizes, sizes_at = _column(step_size, np.float64)
+        scales, scales_at = _column(noise_scale, np.float64)
+        leaps, leaps_at = _column(lengths, np.int64)
         mass = self._ones if inverse_mass is None else _plain(inverse_mass, real)
         operations = (int(leaps[0]) if len(leaps) else 1) * self.n_operations  # about
-        self.kernel(sampler, lanes)(
-            n_chains * n_steps * (operations + 40 * self.size),
-            n_chains=n_chains,
-            p=parameters,
-            offset=offset,
-            source=address(source),
-            fresh=x is not None,
-            state=state_at,
-            beta=self._one_each(n_chains) if beta is None else _plain(beta, real),
-            step_size=sizes,
-            scale=scales,
-            lengths=leaps,
-            size_stride=len(sizes) > 1,
-            scale_stride=len(scales) > 1,
-            length_stride=len(leaps) > 1,
-            mass=mass,
-            root=self._ones if mass_root is None else _plain(mass_root, real),
-            dense=len(mass) > 1,
-            key=key,
-            first_chain=first_chain,
-            first_step=first_step,
-            n_steps=n_steps,
-            thin=thin,
-            first_slot=slots.first,
-            n_slots=slots.statistics.shape[2],
-            n_draws=slots.draws.shape[1],
-            draws=address(slots.draws),
-            statistics=statistics_at,
-            notes=notes_at,
-        )
+        given = {
+            "n_chains": n_chains,
+            "p": parameters,
+            "offset": offset,
+            "source": address(source),
+            "fresh": x is not None,
+            "state": state_at,
+            "beta": self._one_each(n_chains) if beta is None else _plain(beta, real),
+            "step_size": sizes_at,
+            "scale": scales_at,
+            "lengths": leaps_at,
+            "size_stride": len(sizes) > 1,
+            "scale_stride": len(scales) > 1,
+            "length_stride": len(leaps) > 1,
+            "mass": mass,
+            "root": self._ones if mass_root is None else _plain(mass_root, real),
+            "dense": len(mass) > 1,
+            "key": key,
+            "first_chain": first_chain,
+            "first_step": first_step,
+            "n_steps": n_steps,
+            "thin": thin,
+            "first_slot": slots.first,
+            "n_slots": slots.statistics.shape[2],
+            "n_draws": slots.draws.shape[1],
+            "draws": address(slots.draws),
+            "statistics": statistics_at,
+            "notes": notes_at,
+        }
+        work = n_chains * n_steps * (operations + 40 * self.size)
+        self.kernel(sampler, lanes)(work, given)
         return result
 
     def slots(self, n_chains: int, n_slots: int) -> Slots:
@@ -343,14 +341,18 @@ class FusedEnergy:
 
 
 @functools.lru_cache(maxsize=64)
-def _same(value: float, dtype: Any) -> Array:
-    """One number as an array: the same array in the next call, whose address is known."""
-    return np.full(1, value, dtype)
+def _same(value: float, dtype: Any) -> tuple[Array, int]:
+    """One number as an array, and its address."""
+    array = np.full(1, value, dtype)
+    return array, address(array)
 
 
-def _column(values: float | Array, dtype: Any) -> Array:
-    """A value for each transition, or one for all."""
-    return _plain(values, dtype) if isinstance(values, np.ndarray) else _same(values, dtype)
+def _column(values: float | Array, dtype: Any) -> tuple[Array, int]:
+    """A value for each transition, or one for all, and where they are."""
+    if not isinstance(values, np.ndarray):
+        return _same(values, dtype)
+    array = _plain(values, dtype)
+    return array, address(array)
 
 
 def _plain(values: Array, dtype: Any) -> Array:

@@ -5,10 +5,10 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ counts: Counter[str] = Counter()
 THREAD_WORK = 2e6
 """Scalar operations, for all lanes together, below which one thread does all."""
 
-LASTING = ("p", "beta", "step_size", "scale", "lengths", "mass", "root")
+LASTING = ("p", "beta", "mass", "root")
 """Arguments that are often the same arrays as in the last call."""
 
 NOTHING = np.zeros(1)
@@ -57,16 +57,14 @@ class Kernel:
         self._double = names["real"] is np.float64
         kinds: dict[str, str] = names["ARGUMENTS"]
         dtypes = {"Reals": names["real"], "Doubles": np.float64, "Ints": np.int64}
-        self._values = itemgetter(*kinds)
-        self._lasting_kinds = [
-            (i, name, np.dtype(dtypes[kinds[name]]))
-            for i, name in enumerate(kinds)
-            if name in LASTING
-        ]
+        self._lasting = {name: np.dtype(dtypes[kinds[name]]) for name in kinds if name in LASTING}
+        if list(kinds)[: len(self._lasting)] != list(self._lasting):
+            raise TypeError("a kernel's lasting arguments come first")
+        self._passing = itemgetter(*list(kinds)[len(self._lasting) :])
+        self._last: tuple[list[Any], list[Any], list[int]] = [], [], []
         self._block = struct.Struct("=" + "".join(KINDS[kind] for kind in kinds.values()))
         self._memory: int = names["MEMORY"]
         self._few = names["D"] <= FEW_ELEMENTS
-        self._lasting: dict[str, tuple[Any, Any, int]] = {}
         self.seconds = 0.0
         self.cached = False
         self._call: Callable[..., None] | None = None
@@ -75,7 +73,7 @@ class Kernel:
         """The additive constant of the energy."""
         return float(self._offset(p))
 
-    def __call__(self, work: float, **given: Any) -> None:
+    def __call__(self, work: float, given: Mapping[str, Any]) -> None:
         """Run the kernel over all tiles.
 
         Args:
@@ -87,15 +85,11 @@ class Kernel:
             CannotFuse: If it cannot be compiled.
         """
         call = self._call or self._compiled()
-        values = list(self._values(given))
-        held: list[Any] = []  # so that nothing of it is freed by another thread's call
-        for i, name, dtype in self._lasting_kinds:
-            known = self._lasting.get(name)
-            if known is None or known[0] is not values[i]:
-                known = self._last(name, values[i], dtype)
-            held.append(known)
-            values[i] = known[2]
-        block = self._block.pack(*values)
+        lasting = [given[name] for name in self._lasting]
+        last = self._last  # held here, so that nothing of it is freed by another thread's call
+        if len(last[0]) != len(lasting) or not all(map(is_, lasting, last[0])):
+            last = self._last = self._found(lasting)
+        block = self._block.pack(*last[2], *self._passing(given))
         n_tiles = -(-given["n_chains"] // self.lanes)
         if work >= THREAD_WORK:
             n_threads = min(torch.get_num_threads(), n_tiles)
@@ -116,13 +110,15 @@ class Kernel:
         finally:
             wait(tasks)  # nothing is written any more once an interrupt has left this call
 
-    def _last(self, name: str, value: Any, dtype: np.dtype[Any]) -> tuple[Any, Any, int]:
-        expanded = name in ("mass", "root") and self._few and len(value) == 1
-        array = np.diag(value[0]) if expanded else value
-        if array.dtype != dtype:
-            raise TypeError(f"a kernel wants {dtype} for {name}, not {array.dtype}")
-        known = self._lasting[name] = (value, array, address(array))
-        return known
+    def _found(self, lasting: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
+        """The lasting arguments, the arrays that the kernel is given for them, and addresses."""
+        arrays = []
+        for (name, dtype), value in zip(self._lasting.items(), lasting, strict=True):
+            expanded = name in ("mass", "root") and self._few and len(value) == 1
+            arrays.append(np.diag(value[0]) if expanded else value)
+            if value.dtype != dtype:
+                raise TypeError(f"a kernel wants {dtype} for {name}, not {value.dtype}")
+        return lasting, arrays, [address(array) for array in arrays]
 
     def _compiled(self) -> Callable[..., None]:
         start = time.perf_counter()

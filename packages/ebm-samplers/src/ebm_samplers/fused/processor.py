@@ -1,4 +1,4 @@
-"""How a kernel has the processor work: long registers, and no numbers below the normal ones.
+"""How a kernel has the processor work: without numbers below the normal ones; in what registers.
 
 Numbers below the smallest normal one (1e-38 in float32) cost a processor of Intel some 150 cycles
 each, for all the numbers of its register. A mixture, or anything else with exponentials, meets them
@@ -19,18 +19,23 @@ TINY_TO_ZERO = 0x8040
 
 @Instruction
 def work_fast(builder: ir.IRBuilder) -> Value:
-    """A kernel's first statement; gives what `work_as_before` wants.
-
-    SIMD code of the calling function uses registers of 512 bits, where there are such: LLVM by
-    itself takes half of each, lest a few such instructions slow down what runs beside them.
-    """
-    # past llvmlite's own test, which knows no attributes with values
-    set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+    """A kernel's first statement; gives what `work_as_before` wants."""
     if not FLUSHES:
         return Value("uint32", ir.Constant(ir.IntType(32), 0))
     before = _control(builder)
     _set_control(builder, builder.or_(before, ir.Constant(before.type, TINY_TO_ZERO)))
     return Value("uint32", before)
+
+
+@Instruction
+def use_long_registers(builder: ir.IRBuilder) -> None:
+    """SIMD code of the calling function uses registers of 512 bits, where there are such.
+
+    LLVM by itself takes half of each, because a processor slows down for a while after some such
+    instructions; see `codegen.MANY_OPERATIONS`.
+    """
+    # past llvmlite's own test, which knows no attributes with values
+    set.add(builder.function.attributes, '"prefer-vector-width"="512"')
 
 
 @Instruction

@@ -30,10 +30,11 @@ def settle(w: Any, offset: float) -> None:
 
 
 def chains(
-    p: Reals, offset: Double, source: Reals, fresh: Int, state: Reals, beta: Reals,
+    p: Reals, beta: Reals, mass: Reals, root: Reals, dense: Int,
+    offset: Double, source: Reals, fresh: Int, state: Reals,
     step_size: Doubles, scale: Doubles, lengths: Ints,
     size_stride: Int, scale_stride: Int, length_stride: Int,
-    mass: Reals, root: Reals, dense: Int, key: Key, first_chain: Int, first_step: Int,
+    key: Key, first_chain: Int, first_step: Int,
     n_chains: Int, n_steps: Int, thin: Int, first_slot: Int, n_slots: Int, n_draws: Int,
     draws: Reals, statistics: Reals, notes: Reals,
     memory: Reals, words: Words, z: Reals, u: Reals, first_tile: Int, last_tile: Int,
@@ -43,6 +44,8 @@ def chains(
     From ``source``: states as this function leaves them in ``state``, or positions of fresh chains.
     """
     before = work_fast()
+    if LONG_REGISTERS:
+        use_long_registers()
     w = local(memory) if END <= LOCAL_ROWS else memory
     last_step = first_step + n_steps
     for tile in range(first_tile, last_tile):

@@ -11,6 +11,7 @@ CX, CG, CE = CURRENT, CURRENT + D, CURRENT + 2 * D  # the state that trajectorie
 P = CE + 1  # momentum
 V = P + D  # velocity M⁻¹ p
 KINETIC = V + D  # of each element at the start
+LONG_REGISTERS = 1 if OPERATIONS > MANY_OPERATIONS else 0
 NORMALS, ADJUSTED = MOMENTUM, 1
 END = KINETIC + D
 FEW = D <= FEW_ELEMENTS  # then masses are always matrices: no branch, and loops can be joined

@@ -15,6 +15,7 @@ from ebm_samplers.fused.kernels.tile import *
 # compiled ---------------------------------------------------------------------------------------
 
 CURRENT = X
+LONG_REGISTERS = 1 if OPERATIONS > MANY_OPERATIONS else 0
 NORMALS, ADJUSTED = NOISE, 0
 END = FREE
 

@@ -10,6 +10,7 @@ from ebm_samplers.fused.kernels.tile import *
 
 DELTA, VERDICT, CURRENT = FREE, FREE + 1, FREE + 2
 CX, CG, CE = CURRENT, CURRENT + D, CURRENT + 2 * D  # the state that proposals start from
+LONG_REGISTERS = 1
 NORMALS, ADJUSTED = NOISE, 1
 END = CE + 1
 

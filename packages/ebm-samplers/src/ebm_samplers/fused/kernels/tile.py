@@ -29,6 +29,8 @@ BETA, POTENTIAL, CHANCE, WILD, TOTAL, SIZE, FREE = 0, 1, 2, 3, 4, 5, 6
 FEW_ELEMENTS, LOCAL_ROWS = 3, 0  # see `codegen`
 LOOPED = 0  # whether the energy's program has loops
 END = 1  # rows of the whole tile
+OPERATIONS, MANY_OPERATIONS = 1, 100  # of the energy; and with how many long registers pay
+LONG_REGISTERS = 0  # whether SIMD code is to use all that the processor has
 CURRENT = 0  # first row of the state that the next transition starts from: x, gradient, energy
 real: Any = np.float32
 exp: Any = None
@@ -60,6 +62,10 @@ def keep_loops() -> None:
 
 def work_fast() -> Any:
     """Stands for `processor.work_fast`."""
+
+
+def use_long_registers() -> None:
+    """Stands for `processor.use_long_registers`."""
 
 
 def work_as_before(before: Any) -> None:
