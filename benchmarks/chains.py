@@ -166,7 +166,7 @@ class Benchmark:
             for target in ("double well", "MLP 2-64-64-1"):
                 for method in METHODS:
                     request = {"target": target, "method": method, "chains": 100}
-                    answer = ours.ask("overhead", 120, repetitions=300, **request)
+                    answer = ours.ask("overhead", 120, repetitions=2000, **request)
                     self.found.setdefault("overhead", {})[f"{method} | {target}"] = answer
                     cost = 1e6 * (answer["call"] - answer["step"])
                     self.say(f"a call of {method} on {target} costs {cost:.0f} µs beside its steps")

@@ -121,6 +121,38 @@ def test_as_energy_takes_over_what_a_duck_says_of_itself():
             as_energy(wrong)
 
 
+class Noisy(nn.Linear):
+    noisy = True
+
+    def train(self, mode=True):
+        self.noisy = mode
+        return super().train(mode)
+
+
+def test_evaluation_mode_tells_modules_that_want_to_know():
+    net = nn.Sequential(Noisy(1, 1), nn.Dropout(), nn.Sequential(nn.Dropout()))
+    net[2].eval()
+    net[2][0].train()
+    flags = [part.training for part in net.modules()]
+    with evaluation_mode(net):
+        assert not net[0].noisy
+        assert not any(part.training for part in net.modules())
+    assert net[0].noisy
+    assert [part.training for part in net.modules()] == flags
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_evaluation_mode_of_scripted_modules():
+    net = torch.jit.script(nn.Sequential(nn.Linear(2, 9), nn.Dropout(0.5)))
+    x = torch.ones(1, 2)
+    for _ in range(2):
+        with evaluation_mode(net):
+            assert torch.equal(net(x), net(x))
+        assert net.training
+    net.eval()
+    assert not net.training
+
+
 def test_evaluation_mode_restores_each_submodule():
     net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
     net[1].eval()

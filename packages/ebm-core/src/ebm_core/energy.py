@@ -318,7 +318,8 @@ def state_options(energy: nn.Module) -> tuple[torch.device, torch.dtype]:
 class evaluation_mode:  # noqa: N801 - a context, like torch.no_grad
     """Put a module in eval mode for a while, then restore the flag of each of its submodules.
 
-    The flags alone are set, at both ends: a call of ``eval()`` costs as much as a small network.
+    Flags are set without a call of ``eval()``, which costs as much as a small network; parts that
+    have ``train`` or ``eval`` of their own, and scripted ones, are told.
 
     Example:
         >>> net = nn.Dropout()
@@ -333,13 +334,30 @@ class evaluation_mode:  # noqa: N801 - a context, like torch.no_grad
         self._module = module
 
     def __enter__(self) -> None:
-        self._trained = _in_training(self._module, [])
-        for part in self._trained:
+        trained = _in_training(self._module, [])
+        self._told = [part for part in trained if _must_be_told(part)]
+        self._plain = (
+            [part for part in trained if part not in self._told] if self._told else trained
+        )
+        self._flags = [(part, part.training) for told in self._told for part in told.modules()]
+        for part in self._plain:
             part.__dict__["training"] = False  # nn.Module's own way asks ten questions first
+        for part in self._told:
+            part.eval()
 
     def __exit__(self, *error: object) -> None:
-        for part in self._trained:
+        for part in self._told:
+            part.train()
+        for part, flag in self._flags:
+            part.training = flag
+        for part in self._plain:
             part.__dict__["training"] = True
+
+
+def _must_be_told(part: nn.Module) -> bool:
+    kind = type(part)
+    own = kind.train is not nn.Module.train or kind.eval is not nn.Module.eval
+    return own or isinstance(part, torch.jit.ScriptModule)
 
 
 def _in_training(module: nn.Module, found: list[nn.Module]) -> list[nn.Module]:

@@ -15,7 +15,7 @@ from ebm_samplers.fused.processor import FLUSHES
 def test_tiny_numbers_are_zero_within_kernels_alone(dtype):
     tiny = torch.finfo(dtype).tiny
     x = torch.tensor([[0.5], [2.0]], dtype=dtype)
-    energy, gradient = fuse(lambda x: (x * tiny * x * 2**60).sum(1))(x)
+    energy, gradient = fuse(lambda x: (x * (tiny * 2.0**60) * x).sum(1))(x)
     assert (energy == torch.tensor([tiny * 2.0**58, tiny * 2.0**62], dtype=dtype)).all()
     energy, gradient = fuse(lambda x: ((x * tiny * 0.25).abs() * 2**60).sum(1))(x)
     assert energy.tolist() == [0, 0]

@@ -1,6 +1,8 @@
 """The fused engine as samplers use it: when it runs, what it follows, where it is left."""
 
 import gc
+import math
+import threading
 import time
 import weakref
 
@@ -10,7 +12,7 @@ from targets import DoubleWell, perceptron
 from torch import nn
 
 from ebm_core import ConfigurationError, EnergyFunction, NumericalError, as_energy
-from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics
+from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, fuse
 from ebm_samplers.fused import FusedEnergy, counts, fused_energy
 from ebm_samplers.fused import chains as fused_chains
 
@@ -460,3 +462,52 @@ def test_a_call_is_one_launch(monkeypatch):
     monkeypatch.setattr(FusedEnergy, "run", counted)
     sampler.sample_chain(X, 3)
     assert launches == [3]
+
+
+def test_threads_may_begin_together():
+    """One traces and compiles, the others wait; nothing is freed that another is running."""
+    for scale in (3.25, 4.25):
+        energy = as_energy(lambda x, scale=scale: (scale * x**4 + x**2).sum(1))
+        gate, found = threading.Barrier(4), []
+
+        def work(energy=energy, gate=gate, found=found):
+            sampler = MALA(energy, 0.01, engine="fused")
+            gate.wait()
+            results = [sampler.sample(torch.ones(9, 2), n_steps=5, seed=1).final for _ in range(9)]
+            found.extend(results)
+
+        before = counts["traced"]
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 36
+        assert all(torch.equal(one, found[0]) for one in found)
+        assert counts["traced"] == before + 1
+
+
+def test_differences_of_infinities_are_not_lost():
+    """With a at infinity (a + b) - a is no number, and no state that a chain may go to."""
+    energy = as_energy(lambda x: ((x[:, 0].exp() + x[:, 1]) - x[:, 0].exp()) + x[:, 0])
+    x = torch.tensor([[95.0, 1.0], [0.0, 1.0]])
+    with pytest.raises(NumericalError, match="1 of 2 start states"):
+        MALA(energy, 0.1, engine="fused").sample_chain(x, 1)
+
+
+def test_bounds_that_are_no_numbers_are_seen():
+    def energy(x):
+        return torch.clamp(x[:, 0], max=x[:, 1]) + torch.clamp(x[:, 0], min=x[:, 1])
+
+    energies, _ = fuse(energy)(torch.tensor([[1.0, math.nan], [1.0, 2.0]]))
+    assert energies[0].isnan()
+    assert energies[1] == 3
+
+
+def test_views_that_torch_negates_only_later():
+    x = torch.ones(5, 2, dtype=torch.cfloat).mul(1 - 2j).conj().imag
+    scale = torch.ones(2, dtype=torch.cfloat).mul(1 - 2j).conj().imag
+    assert x.is_neg()
+    assert scale.is_neg()
+    sampler = LangevinDynamics(lambda x: (x * scale).square().sum(1), 0.1, 0.0, engine="fused")
+    assert torch.allclose(sampler.sample_chain(x, 1), torch.full((5, 2), 2 - 0.1 * 2 * 4 * 2.0))

@@ -55,9 +55,9 @@ class FusedChains(Chains):
         kernel: Its name.
         position: Where to begin.
         check_start: Refuse start states that are not finite.
-        ahead: So many transitions `legs` will be asked for first, without a plan; 0 if that is not
-            known. The first leg then needs no launch of its own: it is that in which energies at
-            the start are compared with torch's.
+        ahead: So many transitions `advance` will be asked for first; 0 if that is not known. The
+            first leg then needs no launch of its own: it is that in which energies at the start are
+            compared with torch's.
 
     Raises:
         CannotFuse: If the energy has no kernel for states like these.
@@ -79,12 +79,22 @@ class FusedChains(Chains):
         self.kernel, self.shape = kernel, position.x.shape
         if self.first_chain:
             check_counter(self.key, 0, self.first_chain, len(position.x), 0, 0)
+        if self.counter > 2**32 and (self.counter + 2**40) * self.shape[1:].numel() >= 2**63:
+            raise ConfigurationError(
+                f"the random stream stands at step {self.counter:,}",
+                "numbers of steps times elements below 2**63 - 2**40",
+                "take another seed, or engine='torch'",
+            )
         self.constants: dict[str, Any] = {**sampler.kernel_constants(position.x)}
         if self.beta is not None:
-            beta = torch.as_tensor(self.beta, dtype=position.x.dtype).expand(len(position.x))
+            beta = torch.as_tensor(self.beta, dtype=position.x.dtype, device="cpu").expand(
+                len(position.x)
+            )
             self.constants["beta"] = beta.reshape(-1, 1).numpy()
         self._pace = 0.0  # transitions a leg; 0 for a guess
         self._ahead: tuple[_Series, Run] | None = None
+
+        first: list[_Series] = []
 
         def begin(fused: FusedEnergy, lanes: int, parameters: Array, offset: float) -> Run:
             self.fused, self.lanes = fused, lanes
@@ -93,7 +103,9 @@ class FusedChains(Chains):
             if not ahead:
                 return fused.start(x, kernel, lanes, parameters, offset)
             adapts = self.adapted_step_size is not None  # a launch for each transition
-            series = self._series(1 if adapts else self._end(0, ahead, Plan()))
+            if not first:  # a schedule is asked once, though the energy be traced again
+                first.append(self._series(1 if adapts else self._end(0, ahead, Plan())))
+            series = first[0]
             if not series.n and series.failure is not None:
                 raise series.failure
             run = self._launched(series, series.n, x=x)
@@ -198,7 +210,7 @@ class FusedChains(Chains):
             raise ConfigurationError(
                 f"the energy has changed during the run, and its kernel cannot follow: {reason}",
                 "an energy whose tensors keep their kind while it is sampled",
-                "go on from the `resume` of this error's `result`",
+                "call again; what `sample` drew before is in this error's `result`",
             ) from reason
 
     def _advance(self, series: "_Series", thin: int, **more: Any) -> Run:

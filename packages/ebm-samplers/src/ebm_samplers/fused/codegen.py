@@ -57,12 +57,11 @@ from ebm_samplers.fused.intrinsics import double, local_memory, pointer, predict
 
 Reals, Doubles, Ints, Words = "{dtype}*", "float64*", "int64*", "uint32*"
 Int, Double, Key = "int64", "float64", "uint64"
-OPTIONS = {{"fastmath": {{"contract", "arcp", "nsz", "afn", "reassoc"}}}}
+OPTIONS = {{"fastmath": {{"contract", "arcp", "nsz", "afn"}}}}
 real = np.{dtype}
 reals, doubles, ints, words_at = map(pointer, (Reals, Doubles, Ints, Words))
 '''
 
-FILL = "fill"
 FILL_TEXT = """fill = External("{fill}", (Reals, Words, Int, Int, Int, Int, Int, Int, Key, Int))
 """
 """The function that makes noise; see `noise`."""
@@ -224,9 +223,9 @@ def _nest_lines(nest: Nest, names: dict[str, str]) -> list[str]:
         place = text.place(store.row)
         if store.op in EXTREMA:
             value = _extremum(store.op, place, value)
-        elif store.op:
+        elif store.op and store.op != "add":
             value = f"{place} {OPERATORS[store.op]} {value}"
-        lines.append(f"{indent}{place} = {value}")
+        lines.append(f"{indent}{place} {'+=' if store.op == 'add' else '='} {value}")
     return lines
 
 

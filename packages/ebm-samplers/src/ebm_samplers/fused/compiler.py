@@ -14,7 +14,8 @@ read memory that is not there. Pointers are indexed without a look at the length
 front.
 
 Functions that are called are written out at the call, and compiled with contraction alone: they may
-count on the order of operations (`arithmetic`).
+count on the order of operations (`arithmetic`). Elsewhere ``a += b`` alone leaves LLVM the order of
+terms, so that sums in memory become SIMD code. With more leave, it would cancel inf - inf.
 """
 
 import ast
@@ -345,7 +346,11 @@ class _Writer:
             name = _ARITHMETIC[type(op)][1]
             if not name:
                 raise _refused(node)
-            return Value(kind, getattr(b, name)(x, y, flags=self.flags))
+            total = (
+                isinstance(node, ast.AugAssign) and name == "fadd" and self.flags != _CONTRACTION
+            )
+            flags = (*self.flags, "reassoc") if total else self.flags
+            return Value(kind, getattr(b, name)(x, y, flags=flags))
         x, y = self._cast(left, kind).code, self._cast(right, kind).code
         if isinstance(op, ast.FloorDiv | ast.Mod):
             return self._divided(node, kind, x, right)

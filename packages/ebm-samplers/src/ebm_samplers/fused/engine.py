@@ -19,6 +19,7 @@ from ebm_core.energy import EnergyFunction
 from ebm_samplers.fused.codegen import module_source
 from ebm_samplers.fused.kernel import Kernel, address, counts
 from ebm_samplers.fused.lowering import lower
+from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.rules import RULES
 from ebm_samplers.fused.trace import CannotFuse, trace
 
@@ -158,15 +159,19 @@ class FusedEnergy:
     def kernel(self, sampler: str, lanes: int) -> Kernel:
         """The kernel of a sampler ("langevin", "mala", "hmc", or "energy" for energies alone)."""
         key = (sampler, lanes)
-        if key not in self.kernels:
-            source = module_source(
-                self.program,
-                sampler,
-                lanes,
-                self.dtype == torch.float64,
-                f"{sampler} on an energy of {self.size} elements, {lanes} lanes",
-            )
-            self.kernels[key] = Kernel(source, lanes)
+        found = self.kernels.get(key)
+        if found is not None:
+            return found
+        with COMPILING:
+            if key not in self.kernels:
+                source = module_source(
+                    self.program,
+                    sampler,
+                    lanes,
+                    self.dtype == torch.float64,
+                    f"{sampler} on an energy of {self.size} elements, {lanes} lanes",
+                )
+                self.kernels[key] = Kernel(source, lanes)
         return self.kernels[key]
 
     def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:

@@ -200,7 +200,8 @@ class Pool:
             if _is_scaled(a) and _is_scaled(b):
                 (x, c), (y, d) = a.args, b.args
                 return self("mul", self("mul", x, y), self("mul", c, d))
-            if v is not None and a.op == "mul" and (w := value_of(a.args[1])) is not None:
+            w = value_of(a.args[1]) if v is not None and a.op == "mul" else None
+            if w is not None and 1e-30 < abs(v * w) < 1e30:  # also a number in float32
                 return self("mul", a.args[0], self.const(v * w))
             if (a, b) != args:
                 return self._node(op, (a, b), a.varies or b.varies)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import pairwise
 from operator import is_, itemgetter
 from typing import Any
@@ -97,15 +97,21 @@ class Kernel:
             if n_threads > 1:
                 self._share(call, block, n_tiles, n_threads)
                 return
-        call(block, _room(self._memory), 0, n_tiles)
+        memory, room = _room(self._memory)
+        call(block, room, 0, n_tiles)
+        del memory
 
     def _share(self, call: Callable[..., None], block: bytes, n_tiles: int, n_threads: int) -> None:
         def part(first_tile: int, last_tile: int) -> None:
-            call(block, _room(self._memory), first_tile, last_tile)
+            memory, room = _room(self._memory)
+            call(block, room, first_tile, last_tile)
+            del memory
 
         bounds = [n_tiles * i // n_threads for i in range(n_threads + 1)]
-        tasks = [_pool(n_threads).submit(part, a, b) for a, b in pairwise(bounds)]
+        tasks: list[Future[None]] = []
         try:
+            for a, b in pairwise(bounds):
+                tasks.append(_pool(n_threads).submit(part, a, b))
             for task in tasks:
                 task.result()
         finally:
@@ -123,10 +129,10 @@ class Kernel:
 
     def _compiled(self) -> Callable[..., None]:
         start = time.perf_counter()
-        provide(self._double)
         try:
+            provide(self._double)
             function, known = native(self.source, "chains")
-        except Exception as error:  # of Numba's own kinds
+        except Exception as error:  # the compiler's, or of Numba's own kinds
             reason = str(error).strip().splitlines()[0]
             raise CannotFuse(f"its kernel does not compile ({reason})") from error
         self.seconds = time.perf_counter() - start
@@ -150,14 +156,14 @@ _nowhere = address(NOTHING)
 _rooms = threading.local()
 
 
-def _room(n_bytes: int) -> int:
-    """The address of memory that this thread's kernels work in, one after the other."""
+def _room(n_bytes: int) -> tuple[Any, int]:
+    """Memory that this thread's kernels work in, one after the other, and where it begins."""
     if getattr(_rooms, "n_bytes", -1) < n_bytes:
-        _rooms.memory = np.empty(n_bytes + ALIGNED, np.uint8)
+        memory = np.empty(n_bytes + ALIGNED, np.uint8)
+        _rooms.memory = memory, -(-address(memory) // ALIGNED) * ALIGNED
         _rooms.n_bytes = n_bytes
-        _rooms.start = -(-address(_rooms.memory) // ALIGNED) * ALIGNED
-    start: int = _rooms.start
-    return start
+    found: tuple[Any, int] = _rooms.memory
+    return found
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}

@@ -21,6 +21,7 @@ from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mo
 from ebm_core.errors import ConfigurationError
 from ebm_samplers.fused.engine import Array, FusedEnergy, Run
 from ebm_samplers.fused.lowering import too_large
+from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.trace import CannotFuse
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
@@ -85,33 +86,54 @@ class Lookup:
         Raises:
             CannotFuse: If there is no kernel that agrees with the energy, or it does not pay.
         """
-        kind = (x.shape[1:], x.dtype, x.device)
+        kind = (x.shape[1:], x.dtype, x.device, torch.is_autocast_enabled("cpu"))
         found = self.known.get(kind)
         if isinstance(found, str):
             raise CannotFuse(found)
         if found is not None:
             try:
-                _require_gain(found, x, if_quicker)
-                return compared(found, energy, x, sampler, begin)
+                return self._begun(found, energy, x, sampler, if_quicker, begin)
             except NoGain:
                 raise
             except CannotFuse:
-                self.n_retraces += 1
-                if self.n_retraces > RETRACES:
-                    changing = self.known[kind] = (
-                        f"forward has changed {RETRACES} times since it was first traced, by more "
-                        "than its parameters: keep numbers that change in buffers of the energy"
-                    )
-                    raise CannotFuse(changing) from None
+                pass  # it has changed, or was looked at too early
+        with COMPILING:
+            if self.known.get(kind) is found:
+                return self._traced(found, kind, energy, x, sampler, if_quicker, begin)
+        return self.start(energy, x, sampler, if_quicker, begin)  # another thread was quicker
+
+    def _traced(
+        self, old: FusedEnergy | None, kind: Any, energy: EnergyFunction, x: Tensor, *how: Any
+    ) -> Start:
+        """Begin chains with a kernel that is new, or in the place of an old one."""
+        if old is not None:
+            self.n_retraces += 1
+            if self.n_retraces > RETRACES:
+                changing = self.known[kind] = (
+                    f"forward has changed {RETRACES} times since it was first traced, by more "
+                    "than its parameters: keep numbers that change in buffers of the energy"
+                )
+                raise CannotFuse(changing)
         try:
             fused = self.known[kind] = FusedEnergy(energy, x)
-            _require_gain(fused, x, if_quicker)
-            return compared(fused, energy, x, sampler, begin)
+            return self._begun(fused, energy, x, *how)
         except NoGain:
             raise
         except CannotFuse as reason:
             self.known[kind] = str(reason)
             raise
+
+    def _begun(
+        self,
+        fused: FusedEnergy,
+        energy: EnergyFunction,
+        x: Tensor,
+        sampler: str,
+        if_quicker: bool,
+        begin: Begin | None,
+    ) -> Start:
+        _require_gain(fused, x, if_quicker)
+        return compared(fused, energy, x, sampler, begin)
 
 
 _lookups: WeakKeyDictionary[EnergyFunction, Lookup] = WeakKeyDictionary()
@@ -145,7 +167,7 @@ def fused_start(
 
 def fused_energy(energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> FusedEnergy:
     """The kernels of an energy for states like ``x``, compared with torch as in `fused_start`."""
-    with evaluation_mode(energy), torch.no_grad():
+    with evaluation_mode(energy), torch.inference_mode(False), torch.no_grad():
         return fused_start(energy, x, sampler).fused
 
 
@@ -238,7 +260,7 @@ def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     def energy_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
         wrapped.batch_size(x)
         try:
-            with evaluation_mode(wrapped), torch.no_grad():
+            with evaluation_mode(wrapped), torch.inference_mode(False), torch.no_grad():
                 start = fused_start(wrapped, x.detach(), "energy")
         except CannotFuse as reason:
             raise ConfigurationError(
@@ -256,13 +278,17 @@ def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 def flat(x: Tensor) -> Array:
     """States ``(chain, *event)`` as an array ``(chain, d)``, of the same memory if that can be."""
-    states: Array = x.detach().numpy() if x.requires_grad else x.numpy()
+    if x.requires_grad or x.is_neg():
+        x = x.detach().resolve_neg()
+    states: Array = x.numpy()
     return states if states.ndim == 2 else states.reshape(len(states), -1)
 
 
 def _neighbours(x: Tensor) -> Tensor:
     """Three more states near the first, all different, so that a batch has states that differ."""
-    numbers = torch.arange(3 * x[0].numel(), dtype=x.dtype).reshape(3, *x.shape[1:])
+    numbers = torch.arange(3 * x[0].numel(), dtype=x.dtype, device=x.device).reshape(
+        3, *x.shape[1:]
+    )
     return x[:1] + 0.4 * torch.sin(1.0 + 2.4 * numbers)
 
 

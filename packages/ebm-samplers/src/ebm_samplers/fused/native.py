@@ -8,6 +8,7 @@ makes object code of it, in one round of optimisation, and this is kept (`cache`
 
 import ctypes
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ class Native:
 
 _known: dict[str, Native] = {}
 
+COMPILING = threading.RLock()
+"""Held by whoever traces, generates or compiles: one at a time, so that none does it twice, and
+since parts of it (Python's own parser among them) do not bear two threads."""
+
 
 def native(source: str, name: str) -> tuple[Native, bool]:
     """The function ``name`` of a generated module, and whether this process had it before.
@@ -52,20 +57,21 @@ def native(source: str, name: str) -> tuple[Native, bool]:
         name: The function.
     """
     key = cache.key(source)
-    if key in _known:
-        return _known[key], True
-    start = time.perf_counter()
-    kept = cache.read(key)
-    found = None if kept is None else _linked(*kept)
-    cached = found is not None
-    if found is None:
-        about, code = _compiled(source, name)
-        cache.write(key, about, code)
-        found = _linked(about, code)
-        assert found is not None
-    call, address, engine = found
-    _known[key] = Native(call, address, cached, time.perf_counter() - start, engine)
-    return _known[key], False
+    with COMPILING:
+        if key in _known:
+            return _known[key], True
+        start = time.perf_counter()
+        kept = cache.read(key)
+        found = None if kept is None else _linked(*kept)
+        cached = found is not None
+        if found is None:
+            about, code = _compiled(source, name)
+            cache.write(key, about, code)
+            found = _linked(about, code)
+            assert found is not None
+        call, address, engine = found
+        _known[key] = Native(call, address, cached, time.perf_counter() - start, engine)
+        return _known[key], False
 
 
 def _linked(about: dict[str, Any], code: bytes) -> tuple[Callable[..., None], int, Any] | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ebm_samplers.fused.codegen import FILL_TEXT, PRELUDE, fill_symbol
 from ebm_samplers.fused.kernels import compiled_text
 from ebm_samplers.fused.kernels.rows import SHIFT, TILE
-from ebm_samplers.fused.native import Native, native
+from ebm_samplers.fused.native import COMPILING, Native, native
 
 
 def _module(double: bool, kernel: str, *lines: str) -> str:
@@ -21,7 +21,8 @@ def _module(double: bool, kernel: str, *lines: str) -> str:
 @functools.cache
 def provide(double: bool) -> None:
     """Compile or load the function that fills tiles, and make it known to the linker."""
-    llvm.add_symbol(fill_symbol(double), native(module_of_fill(double), "fill")[0].address)
+    with COMPILING:
+        llvm.add_symbol(fill_symbol(double), native(module_of_fill(double), "fill")[0].address)
 
 
 def module_of_fill(double: bool) -> str:

@@ -230,7 +230,8 @@ class _Bits:
         self.views.clear()
         whole = _as_array(tensor.detach())
         array = whole.reshape(-1)
-        if np.shares_memory(array, whole) and tensor.dtype != torch.bfloat16:
+        copied = tensor.dtype == torch.bfloat16 or tensor.is_neg()
+        if np.shares_memory(array, whole) and not copied:
             self.seen = (tensor, tensor.data_ptr(), tensor.stride(), array)
         return array
 
@@ -238,5 +239,5 @@ class _Bits:
 def _as_array(tensor: Tensor) -> Array:
     if tensor.dtype == torch.bfloat16:  # unknown to NumPy
         tensor = tensor.float()
-    array: Array = tensor.numpy()
+    array: Array = tensor.resolve_neg().numpy()
     return array

@@ -327,10 +327,17 @@ def _clamp(low: "Lowering", a: Array, least: Any = None, most: Any = None, **mor
     least, most = more.get("min", least), more.get("max", most)
     p = low.pool
     if least is not None:  # NaN stays NaN
-        a = elementwise(low, lambda e, m: p("where", p("lt", e, m), m, e), a, least)
+        a = elementwise(low, lambda e, m: _bounded(p, "max", e, m), a, least)
     if most is not None:
-        a = elementwise(low, lambda e, m: p("where", p("lt", m, e), m, e), a, most)
+        a = elementwise(low, lambda e, m: _bounded(p, "min", e, m), a, most)
     return a
+
+
+def _bounded(p: Pool, op: str, e: Expr, m: Expr) -> Expr:
+    """NaN where either is; to say so of a bound that no lane changes would take an operation."""
+    if m.varies:
+        return p(op, e, m)
+    return p("where", p("lt", e, m) if op == "max" else p("lt", m, e), m, e)
 
 
 @rule(aten.clamp_max.default)
