@@ -30,8 +30,8 @@ def transition(
     for i in range(D):
         at = (first + i & 3) * PLANE + (first + i >> 2) * L
         for lane in range(L):
-            drift = h * (w[BETA * L + lane] * w[(G + i) * L + lane])
-            w[(X + i) * L + lane] = w[(X + i) * L + lane] - drift + s * z[at + lane]
+            moved = w[(X + i) * L + lane] + s * z[at + lane]
+            w[(X + i) * L + lane] = moved - (h * w[BETA * L + lane]) * w[(G + i) * L + lane]
     energy_and_gradient(w, p)
     for lane in range(L):
         w[TOTAL * L + lane] = w[E * L + lane]

@@ -25,15 +25,15 @@ def transition(
     for i in range(D):
         at = (first + i & 3) * PLANE + (first + i >> 2) * L
         for lane in range(L):
-            drift = h * (w[BETA * L + lane] * w[(CG + i) * L + lane])
-            w[(X + i) * L + lane] = w[(CX + i) * L + lane] - drift + s * z[at + lane]
+            moved = w[(CX + i) * L + lane] + s * z[at + lane]
+            w[(X + i) * L + lane] = moved - (h * w[BETA * L + lane]) * w[(CG + i) * L + lane]
     energy_and_gradient(w, p)
     for lane in range(L):
         w[DELTA * L + lane] = w[BETA * L + lane] * (w[E * L + lane] - w[CE * L + lane])
     for i in range(D):
         at = (first + i & 3) * PLANE + (first + i >> 2) * L
         for lane in range(L):
-            a = r * (w[BETA * L + lane] * (w[(CG + i) * L + lane] + w[(G + i) * L + lane]))
+            a = (r * w[BETA * L + lane]) * (w[(CG + i) * L + lane] + w[(G + i) * L + lane])
             w[DELTA * L + lane] += a * (real(0.5) * a - z[at + lane])
     judge(w, u, uniforms, DELTA, VERDICT, now < 0)
     watch(w, offset)
