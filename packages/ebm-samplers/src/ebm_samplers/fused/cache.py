@@ -124,6 +124,7 @@ def environment() -> tuple[str, ...]:
         "../philox.py",
         "arithmetic.py",
         "values.py",
+        "operations.py",
         "compiler.py",
         "with_numba.py",
         "intrinsics.py",

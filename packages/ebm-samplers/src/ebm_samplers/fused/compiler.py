@@ -21,9 +21,7 @@ terms, so that sums in memory become SIMD code. With more leave, it would cancel
 import ast
 import functools
 import inspect
-import math
-import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
@@ -31,6 +29,7 @@ from typing import Any
 import llvmlite.ir as ir
 import numpy as np
 
+from ebm_samplers.fused.operations import binary, compared, elementary, negation, unary
 from ebm_samplers.fused.values import (
     LLVM,
     CannotCompile,
@@ -38,30 +37,11 @@ from ebm_samplers.fused.values import (
     Instruction,
     Value,
     cast,
-    common,
     declared,
-    intrinsic,
-    known_as,
     llvm_type,
     select,
 )  # fmt: skip
 
-_ARITHMETIC = {
-    ast.Add: ("add", "fadd"), ast.Sub: ("sub", "fsub"), ast.Mult: ("mul", "fmul"),
-    ast.Div: ("", "fdiv"), ast.BitAnd: ("and_", ""), ast.BitOr: ("or_", ""),
-    ast.BitXor: ("xor", ""), ast.FloorDiv: ("", ""), ast.Mod: ("", ""), ast.Pow: ("", ""),
-}  # fmt: skip
-_COMPARISONS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
-    ast.Lt: ("<", operator.lt), ast.LtE: ("<=", operator.le), ast.Gt: (">", operator.gt),
-    ast.GtE: (">=", operator.ge), ast.Eq: ("==", operator.eq), ast.NotEq: ("!=", operator.ne),
-}  # fmt: skip
-_CALLED_INTRINSICS = {
-    **dict.fromkeys((abs, np.abs, math.fabs), "fabs"),
-    np.floor: "floor",
-    **dict.fromkeys((math.sqrt, np.sqrt), "sqrt"),
-    **{getattr(math, name): name for name in ("sin", "cos", "exp", "log", "pow")},
-}
-_CALLED_IN_C = {getattr(math, name): name for name in ("atan", "asin", "acos", "erf")}
 _CONTRACTION = ("contract",)
 
 
@@ -137,9 +117,13 @@ class _Writer:
                     self._assignment(statement, targets, value)
                 case ast.AnnAssign(target, _, ast.expr() as value):
                     self._assignment(statement, [target], value)
-                case ast.AugAssign(target, _, value):
-                    old = self.value(target)
-                    self._store(target, self._operated(statement, old, self.value(value)))
+                case ast.AugAssign(target, op, value):
+                    old, new = self.value(target), self.value(value)
+                    loose = isinstance(op, ast.Add) and self.flags != _CONTRACTION
+                    flags = (*self.flags, "reassoc") if loose else self.flags
+                    self._store(
+                        target, _given(statement, binary(self.builder, flags, op, old, new))
+                    )
                 case ast.For(ast.Name(counter), ast.Call(ast.Name("range"), bounds), inner, []):
                     self._loop(statement, counter, bounds, inner)
                 case ast.While(test, inner, []):
@@ -254,12 +238,16 @@ class _Writer:
             case ast.Subscript():
                 kind, place = self._place(node)
                 return Value(kind, self.builder.load(place))
+            case ast.UnaryOp(ast.Not(), operand):
+                return negation(self.builder, self._truth(operand))
             case ast.UnaryOp(op, operand):
-                return self._unary(node, op, operand)
-            case ast.BinOp(left, _, right):
-                return self._operated(node, self.value(left), self.value(right))
+                return _given(node, unary(self.builder, op, self.value(operand)))
+            case ast.BinOp(left, op, right):
+                a, b = self.value(left), self.value(right)
+                return _given(node, binary(self.builder, self.flags, op, a, b))
             case ast.Compare(left, [op], [right]):
-                return self._compared(op, self.value(left), self.value(right))
+                a, b = self.value(left), self.value(right)
+                return compared(self.builder, self.flags, op, a, b)
             case ast.BoolOp(op, parts):
                 return self._all_or_any(op, parts)
             case ast.IfExp():
@@ -304,85 +292,6 @@ class _Writer:
     def _constant(self, kind: str, number: Any) -> Value:
         plain = number.item() if isinstance(number, np.generic) else number
         return Value(kind, LLVM[kind](plain), plain)
-
-    def _unary(self, node: ast.expr, op: ast.unaryop, operand: ast.expr) -> Value:
-        if isinstance(op, ast.Not):
-            truth = self._truth(operand)
-            known = None if truth.known is None else not truth.known
-            return Value("bool", self.builder.not_(truth.code), known)
-        value, b = self.value(operand), self.builder
-        match op:
-            case ast.USub() if value.known is not None:
-                return known_as(-value.known, value.kind)
-            case ast.USub() if value.kind.startswith("f"):
-                return Value(value.kind, b.fneg(value.code))
-            case ast.USub():
-                return Value(value.kind, b.neg(value.code))
-            case ast.Invert() if not value.kind.startswith("f"):
-                return Value(value.kind, b.not_(value.code))
-        raise _refused(node)
-
-    def _operated(self, node: Any, left: Value, right: Value) -> Value:
-        op, b = node.op, self.builder
-        if isinstance(op, ast.LShift | ast.RShift):
-            kind = "uint64" if left.kind.startswith("u") else "int64"
-            a, n = self._cast(left, kind).code, self._cast(right, kind).code
-            shift = b.shl if isinstance(op, ast.LShift) else b.lshr if kind == "uint64" else b.ashr
-            return Value(kind, shift(a, n))
-        if type(op) not in _ARITHMETIC:
-            raise _refused(node)
-        logical = isinstance(op, ast.BitAnd | ast.BitOr | ast.BitXor)
-        if left.kind == right.kind == "bool" and logical:
-            return Value("bool", getattr(b, _ARITHMETIC[type(op)][0])(left.code, right.code))
-        kind = common(left.kind, right.kind)
-        if isinstance(op, ast.Div) and not kind.startswith("f"):
-            kind = "float64"
-        if isinstance(op, ast.Pow) and left.known is not None and right.known is not None:
-            return known_as(left.known**right.known, kind)
-        if kind.startswith("f"):
-            x, y = self._cast(left, kind).code, self._cast(right, kind).code
-            if isinstance(op, ast.Pow):
-                return Value(kind, intrinsic(self.builder, self.flags, "pow", x, y))
-            name = _ARITHMETIC[type(op)][1]
-            if not name:
-                raise _refused(node)
-            total = (
-                isinstance(node, ast.AugAssign) and name == "fadd" and self.flags != _CONTRACTION
-            )
-            flags = (*self.flags, "reassoc") if total else self.flags
-            return Value(kind, getattr(b, name)(x, y, flags=flags))
-        x, y = self._cast(left, kind).code, self._cast(right, kind).code
-        if isinstance(op, ast.FloorDiv | ast.Mod):
-            return self._divided(node, kind, x, right)
-        name = _ARITHMETIC[type(op)][0]
-        if not name:
-            raise _refused(node)
-        return Value(kind, getattr(b, name)(x, y))
-
-    def _divided(self, node: Any, kind: str, x: Any, by: Value) -> Value:
-        """The quotient towards -inf, or what it leaves, by a positive constant."""
-        if by.known is None or by.known < 1:
-            raise _refused(node)
-        b, n, modulo = self.builder, LLVM[kind](by.known), isinstance(node.op, ast.Mod)
-        if kind == "uint64":
-            return Value(kind, b.urem(x, n) if modulo else b.udiv(x, n))
-        rest = b.srem(x, n)
-        below = b.icmp_signed("<", rest, n.type(0))
-        if modulo:
-            return Value(kind, b.select(below, b.add(rest, n), rest))
-        return Value(kind, b.add(b.sdiv(x, n), b.sext(below, n.type)))
-
-    def _compared(self, op: ast.cmpop, left: Value, right: Value) -> Value:
-        name, function = _COMPARISONS[type(op)]
-        if left.known is not None and right.known is not None:
-            return self._constant("bool", bool(function(left.known, right.known)))
-        kind, b = common(left.kind, right.kind), self.builder
-        x, y = self._cast(left, kind).code, self._cast(right, kind).code
-        if kind.startswith("f"):
-            compare: Any = b.fcmp_unordered if name == "!=" else b.fcmp_ordered
-            return Value("bool", compare(name, x, y, flags=self.flags))
-        compare = b.icmp_unsigned if kind.startswith("u") else b.icmp_signed
-        return Value("bool", compare(name, x, y))
 
     def _truth(self, node: ast.expr) -> Value:
         return self._cast(self.value(node), "bool")
@@ -438,7 +347,7 @@ class _Writer:
         function = getattr(function, "py_func", function)
         if isinstance(function, FunctionType):
             return self._written_out(function, given)
-        return (self._elementary(node, function, given),)
+        return (_given(node, elementary(self.builder, self.flags, function, given)),)
 
     def _written_out(self, function: FunctionType, given: list[Value]) -> tuple[Value, ...]:
         definition = _definition(function)
@@ -457,22 +366,6 @@ class _Writer:
     def _called_outside(self, symbol: str, kinds: tuple[str, ...], given: list[Value]) -> None:
         arguments = [self._cast(v, k).code for v, k in zip(given, kinds, strict=True)]
         self.builder.call(declared(self.builder, symbol, ir.VoidType(), arguments), arguments)
-
-    def _elementary(self, node: ast.Call, function: Any, given: list[Value]) -> Value:
-        """A function of `math` or NumPy, in float32 if all arguments are."""
-        kind = functools.reduce(common, (value.kind for value in given))
-        kind = kind if kind.startswith("f") else "float64"
-        arguments = [self._cast(value, kind).code for value in given]
-        if function in _CALLED_INTRINSICS:
-            return Value(
-                kind, intrinsic(self.builder, self.flags, _CALLED_INTRINSICS[function], *arguments)
-            )
-        if function not in _CALLED_IN_C:
-            raise _refused(node)
-        symbol = _CALLED_IN_C[function] + ("f" if kind == "float32" else "")
-        target = declared(self.builder, symbol, LLVM[kind], arguments)
-        target.attributes.add("readnone")
-        return Value(kind, self.builder.call(target, arguments, fastmath=self.flags))
 
 
 def _assigned(function: ast.FunctionDef) -> tuple[set[str], set[str]]:
@@ -502,6 +395,13 @@ def _definition(function: FunctionType) -> ast.FunctionDef:
     (definition,) = ast.parse(inspect.getsource(function)).body
     assert isinstance(definition, ast.FunctionDef)
     return definition
+
+
+def _given(node: ast.AST, value: Value | None) -> Value:
+    """What an operation gave, unless nothing."""
+    if value is None:
+        raise _refused(node)
+    return value
 
 
 def _refused(node: ast.AST) -> CannotCompile:

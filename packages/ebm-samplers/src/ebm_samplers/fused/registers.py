@@ -5,9 +5,9 @@ most once, before its first use, and stored at most once, at the end of the loop
 else in the function reads is not stored at all. Compilers have less to do, and the tile less
 traffic.
 
-Every assignment in such a loop is to a name of its own: to find out which of several assignments
-to a name counts where is a large part of what Numba does. For the same reason, and because LLVM
-makes SIMD code of them, choices between numbers are calls of ``select`` and not branches.
+Every assignment in such a loop is to a name of its own, so that no compiler has to find out which
+of several assignments counts where. For the same reason, and because LLVM makes SIMD code of them,
+choices between numbers are calls of ``select`` and not branches.
 """
 
 import ast
