@@ -43,7 +43,7 @@ def outcome(process):
 
 def source(n):
     text = f"""
-def put(out: Reals, number: Double):
+def put(out: Reals, number: "float64"):
     out[0] = real(number) + real({n})
 """
     return codegen.PRELUDE.format(title="Test", dtype="float32") + text

@@ -11,7 +11,7 @@ INTEGERS = (-9, -8, -1, 0, 1, 7, 8, 2**31 - 1, 2**40 + 3)
 
 def floats(text, given=(), double=False, n=16, head=""):
     out = np.full(n, -7.0, np.float64 if double else np.float32)
-    machine(f"def run(out: Reals, x: Doubles, i: Int, k: Key):\n{text}", double, head)(
+    machine(f"def run(out: Reals, x: 'float64*', i: Int, k: Key):\n{text}", double, head)(
         out, np.array(given or [0.0], np.float64), 5, 2**64 - 3
     )
     return out.tolist()

@@ -26,8 +26,8 @@ FEW_ELEMENTS = 3
 """Elements of a state up to which kernels take masses as matrices, though they be diagonal."""
 
 VALUES = {
-    "Reals": "reals(given[{}])", "Doubles": "doubles(given[{}])", "Ints": "ints(given[{}])",
-    "Int": "given[{}]", "Double": "double(given[{}])", "Key": "np.uint64(given[{}])",
+    "Reals": "reals(given[{}])", "Ints": "ints(given[{}])", "Int": "given[{}]",
+    "Real": "real(double(given[{}]))", "Key": "np.uint64(given[{}])",
 }  # fmt: skip
 """How a kernel finds its arguments in a block of numbers of 64 bits."""
 
@@ -55,11 +55,11 @@ from ebm_samplers.fused import arithmetic
 from ebm_samplers.fused.values import External
 from ebm_samplers.fused.intrinsics import double, local_memory, pointer, predicted, select
 
-Reals, Doubles, Ints, Words = "{dtype}*", "float64*", "int64*", "uint32*"
-Int, Double, Key = "int64", "float64", "uint64"
+Reals, Ints, Words = "{dtype}*", "int64*", "uint32*"
+Int, Real, Key = "int64", "{dtype}", "uint64"
 OPTIONS = {{"fastmath": {{"contract", "arcp", "nsz", "afn"}}}}
 real = np.{dtype}
-reals, doubles, ints, words_at = map(pointer, (Reals, Doubles, Ints, Words))
+reals, ints, words_at = map(pointer, (Reals, Ints, Words))
 '''
 
 FILL_TEXT = """fill = External("{fill}", (Reals, Words, Int, Int, Int, Int, Int, Int, Key, Int))

@@ -7,6 +7,7 @@ still agrees with its energy is the business of `ebm_samplers.fused.lookup`.
 """
 
 import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -293,8 +294,8 @@ class FusedEnergy:
             slots.statistics,
             memory[n_state : n_state + n_notes].reshape(3, n_chains),
         )
-        sizes, sizes_at = _column(step_size, np.float64)
-        scales, scales_at = _column(noise_scale, np.float64)
+        sizes, sizes_at = _column(step_size, real)
+        spreads, spreads_at = _column(spread(step_size, noise_scale), real)
         leaps, leaps_at = _column(lengths, np.int64)
         mass = self._ones if inverse_mass is None else _plain(inverse_mass, real)
         operations = (int(leaps[0]) if len(leaps) else 1) * self.n_operations  # about
@@ -307,10 +308,10 @@ class FusedEnergy:
             "state": state_at,
             "beta": self._one_each(n_chains) if beta is None else _plain(beta, real),
             "step_size": sizes_at,
-            "scale": scales_at,
+            "spread": spreads_at,
             "lengths": leaps_at,
             "size_stride": len(sizes) > 1,
-            "scale_stride": len(scales) > 1,
+            "spread_stride": len(spreads) > 1,
             "length_stride": len(leaps) > 1,
             "mass": mass,
             "root": self._ones if mass_root is None else _plain(mass_root, real),
@@ -343,6 +344,14 @@ class FusedEnergy:
         if len(betas) != n_chains:
             betas = self._betas = np.ones((n_chains, 1), self.real)
         return betas
+
+
+def spread(step_size: float | Array, noise_scale: float | Array) -> float | Array:
+    """sqrt(2h)·noise_scale, the standard deviation of Langevin steps."""
+    if isinstance(step_size, np.ndarray):
+        spreads: Array = np.sqrt(2.0 * step_size) * noise_scale
+        return spreads
+    return math.sqrt(2.0 * step_size) * noise_scale
 
 
 @functools.lru_cache(maxsize=64)

@@ -32,7 +32,7 @@ LASTING = ("p", "beta", "mass", "root")
 
 NOTHING = np.zeros(1)
 
-KINDS = {"Reals": "q", "Doubles": "q", "Ints": "q", "Int": "q", "Double": "d", "Key": "Q"}
+KINDS = {"Reals": "q", "Ints": "q", "Int": "q", "Real": "d", "Key": "Q"}
 """How arguments stand in a block, in the words of ``struct``."""
 
 
@@ -57,7 +57,7 @@ class Kernel:
         self._offset: Callable[[Any], float] = names["energy_offset"]
         self._double = names["real"] is np.float64
         kinds: dict[str, str] = names["ARGUMENTS"]
-        dtypes = {"Reals": names["real"], "Doubles": np.float64, "Ints": np.int64}
+        dtypes = {"Reals": names["real"], "Ints": np.int64}
         self._lasting = {name: np.dtype(dtypes[kinds[name]]) for name in kinds if name in LASTING}
         if list(kinds)[: len(self._lasting)] != list(self._lasting):
             raise TypeError("a kernel's lasting arguments come first")

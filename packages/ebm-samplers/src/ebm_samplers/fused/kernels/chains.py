@@ -31,9 +31,9 @@ def settle(w: Any, offset: float) -> None:
 
 def chains(
     p: Reals, beta: Reals, mass: Reals, root: Reals, dense: Int,
-    offset: Double, source: Reals, fresh: Int, state: Reals,
-    step_size: Doubles, scale: Doubles, lengths: Ints,
-    size_stride: Int, scale_stride: Int, length_stride: Int,
+    offset: Real, source: Reals, fresh: Int, state: Reals,
+    step_size: Reals, spread: Reals, lengths: Ints,
+    size_stride: Int, spread_stride: Int, length_stride: Int,
     key: Key, first_chain: Int, first_step: Int,
     n_chains: Int, n_steps: Int, thin: Int, first_slot: Int, n_slots: Int, n_draws: Int,
     draws: Reals, statistics: Reals, notes: Reals,
@@ -82,10 +82,11 @@ def chains(
                 now = step - first_step
                 uniforms = (step & 3) * PLANE + ((step >> 2) - accept_block) * L
                 at = now if now >= 0 else 0
-                size = step_size[at * size_stride]
+                h = step_size[at * size_stride]
+                s = spread[at * spread_stride]
                 transition(
                     w, p, z, step * D - 4 * block, u, uniforms, now,
-                    size if now >= 0 else 0.0, scale[at * scale_stride],
+                    h if now >= 0 else real(0), s if now >= 0 else real(0),
                     lengths[at * length_stride] if now >= 0 else 1, mass, root, dense, offset,
                 )  # fmt: skip
                 if now < 0:

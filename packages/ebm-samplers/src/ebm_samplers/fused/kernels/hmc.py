@@ -60,10 +60,9 @@ def draw_momentum(w, root, dense, z, first):
 
 
 def transition(
-    w, p, z, first, u, uniforms, now, size, scale, length, mass, root, dense, offset
+    w, p, z, first, u, uniforms, now, h, s, length, mass, root, dense, offset
 ):  # fmt: skip
     """A trajectory of leapfrogs, accepted or not."""
-    h = real(size)
     half = real(0.5) * h
     draw_momentum(w, root, dense, z, first)
     set_velocity(w, mass, dense)
@@ -82,7 +81,7 @@ def transition(
     set_velocity(w, mass, dense)
     for lane in range(L):
         w[DELTA * L + lane] = w[BETA * L + lane] * (w[E * L + lane] - w[CE * L + lane])
-        w[TOTAL * L + lane] = w[BETA * L + lane] * (w[CE * L + lane] + real(offset))
+        w[TOTAL * L + lane] = w[BETA * L + lane] * (w[CE * L + lane] + offset)
     for i in range(D):
         for lane in range(L):
             before = w[(KINETIC + i) * L + lane]

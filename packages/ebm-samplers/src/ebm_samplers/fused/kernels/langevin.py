@@ -6,8 +6,6 @@ As in torch, each step ends with energy and gradient of the new state, so that n
 finite goes unseen. Energy and gradient share almost all of their work.
 """
 
-import math
-
 import numpy as np
 
 from ebm_samplers.fused.kernels.tile import *
@@ -21,11 +19,9 @@ END = FREE
 
 
 def transition(
-    w, p, z, first, u, uniforms, now, size, scale, length, mass, root, dense, offset
+    w, p, z, first, u, uniforms, now, h, s, length, mass, root, dense, offset
 ):  # fmt: skip
-    """x' = x - h beta ∇E + sqrt(2h)·scale·z."""
-    h = real(size)
-    s = real(math.sqrt(2.0 * size) * scale)
+    """x' = x - h beta ∇E + s z, with s = sqrt(2h)·noise_scale."""
     counted = real(1) if now >= 0 else real(0)
     for i in range(D):
         at = (first + i & 3) * PLANE + (first + i >> 2) * L

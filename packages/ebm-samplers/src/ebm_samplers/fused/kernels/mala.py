@@ -2,8 +2,6 @@
 # ruff: noqa: F403, F405 - the names of a generated module
 """Metropolis-adjusted Langevin; see `ebm_samplers.langevin.MALA` for the step in torch."""
 
-import math
-
 from ebm_samplers.fused.kernels.tile import *
 
 # compiled ---------------------------------------------------------------------------------------
@@ -16,12 +14,10 @@ END = CE + 1
 
 
 def transition(
-    w, p, z, first, u, uniforms, now, size, scale, length, mass, root, dense, offset
+    w, p, z, first, u, uniforms, now, h, s, length, mass, root, dense, offset
 ):  # fmt: skip
-    """Propose x' = x - h beta ∇E + sqrt(2h)·z, and accept or not."""
-    h = real(size)
-    s = real(math.sqrt(2.0 * size))
-    r = real(math.sqrt(0.5 * size))
+    """Propose x' = x - h beta ∇E + s z with s = sqrt(2h), and accept or not."""
+    r = real(0.5) * s
     for i in range(D):
         at = (first + i & 3) * PLANE + (first + i >> 2) * L
         for lane in range(L):

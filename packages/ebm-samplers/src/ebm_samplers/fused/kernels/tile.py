@@ -36,11 +36,10 @@ real: Any = np.float32
 exp: Any = None
 # pointers, and numbers of 64 bits
 Reals: TypeAlias = Any
-Doubles: TypeAlias = Any
 Words: TypeAlias = Any
 Ints: TypeAlias = Any
 Int: TypeAlias = Any
-Double: TypeAlias = Any
+Real: TypeAlias = Any  # float32 or float64, as states
 Key: TypeAlias = Any
 
 
@@ -127,9 +126,8 @@ def clear(w, row, n_rows):
 
 def watch(w, offset):
     """Put the energy among the statistics, and the largest beta·|E| of each lane."""
-    shift = real(offset)
     for lane in range(L):
-        value = w[(CURRENT + 2 * D) * L + lane] + shift
+        value = w[(CURRENT + 2 * D) * L + lane] + offset
         w[POTENTIAL * L + lane] = value
         size = abs(w[BETA * L + lane] * value)
         w[SIZE * L + lane] = size if size > w[SIZE * L + lane] else w[SIZE * L + lane]
