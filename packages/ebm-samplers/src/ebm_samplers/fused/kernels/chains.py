@@ -83,10 +83,11 @@ def chains(
                 uniforms = (step & 3) * PLANE + ((step >> 2) - accept_block) * L
                 at = now if now >= 0 else 0
                 h = step_size[at * size_stride]
+                h = h if now >= 0 else real(0)
                 s = spread[at * spread_stride]
+                s = s if now >= 0 else real(0)
                 transition(
-                    w, p, z, step * D - 4 * block, u, uniforms, now,
-                    h if now >= 0 else real(0), s if now >= 0 else real(0),
+                    w, p, z, step * D - 4 * block, u, uniforms, now, h, s,
                     lengths[at * length_stride] if now >= 0 else 1, mass, root, dense, offset,
                 )  # fmt: skip
                 if now < 0:
