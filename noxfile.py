@@ -28,14 +28,17 @@ RIVALS = {
 }
 UNCONSTRAINED = {"UV_CONSTRAINT": None, "PIP_CONSTRAINT": None}
 OWN_PYTHON = {"UV_PYTHON": None}  # else hatch installs its build backend into nox's environment
+CUDA_TESTS = Path("packages/ebm-samplers/tests/cuda")
+PTX = {"EBM_PTX": "1"}
+SIMULATOR = {"NUMBA_ENABLE_CUDASIM": "1"}
 CACHED_BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}  # where several processes import torch
 
 nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "never"
 nox.options.sessions = (
-    *("lint", "imports", "types", "docs", "build", "subsets", "demo-quick", "tests"),
-    "tests-integration",
+    *("lint", "imports", "types", "docs", "build", "subsets", "demo-quick", "ptx", "cudasim"),
+    *("tests", "tests-integration"),
 )
 
 os.environ["UV_CONSTRAINT"] = os.environ["PIP_CONSTRAINT"] = str(ROOT / "constraints" / "dev.txt")
@@ -102,6 +105,24 @@ def subsets(session: nox.Session) -> None:
 def demo_quick(session: nox.Session) -> None:
     """The demo in less than a minute: `demo -- --quick`."""
     run_demo(session, "--quick")
+
+
+@nox.session(requires=["build"])
+def ptx(session: nox.Session) -> None:
+    """CUDA kernels compiled for devices, without one (`-- --record`: write the table of limits)."""
+    install_cuda(session)
+    if session.posargs == ["--record"]:
+        session.run("python", str(CUDA_TESTS / "resources.py"))
+    else:
+        session.run("pytest", str(CUDA_TESTS / "test_ptx.py"), *session.posargs, env=PTX)
+
+
+@nox.session(requires=["build"])
+def cudasim(session: nox.Session) -> None:
+    """CUDA kernels run by numba.cuda's simulator, against the CPU's."""
+    install_cuda(session)
+    tests = str(CUDA_TESTS / "test_simulator.py")
+    session.run("pytest", tests, *session.posargs, env=SIMULATOR)
 
 
 @nox.session(requires=["build"])
@@ -206,6 +227,12 @@ def install_exactly(session: nox.Session, *requirements: str) -> None:
     else:
         session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *PACKAGES)
         session.install(*requirements)
+
+
+def install_cuda(session: nox.Session) -> None:
+    """ebm-samplers with numba-cuda and the toolkit's wheels; no driver is needed."""
+    (samplers,) = wheels("ebm-samplers")
+    session.install(f"{samplers}[cuda13]", *wheels("ebm-core"), *group("test"))
 
 
 def run_tests(session: nox.Session, package: str) -> None:

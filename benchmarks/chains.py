@@ -6,7 +6,7 @@ process in an environment of its own (see `rivals`), and only one is awake at an
 cell all rivals are prepared (compiled, calibrated to a fixed time), checked (the law of their
 states a few steps from a common start must be that of the plain PyTorch loop), and then timed in
 turn, five times; medians count. Results are kept after each cell, so that a run that stops loses
-nothing: ``--resume`` goes on, ``--rivals jax`` measures that rival anew.
+nothing: ``--resume`` goes on, ``--rivals jax`` or ``--methods HMC`` measure these anew.
 
 Beside the cells: the time to compile and to load a kernel, each in a fresh process; how fast
 normals alone are made, the ceiling of any sampler; and what a call of ``sample_chain`` costs beside
@@ -50,7 +50,8 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.file = RESULTS / ("chains-quick.json" if options.quick else "chains.json")
-        kept = options.resume or options.report or set(options.rivals) != set(RIVALS)
+        some = set(options.rivals) != set(RIVALS) or set(options.methods) != set(METHODS)
+        kept = options.resume or options.report or some
         self.found: dict[str, Any] = (
             json.loads(self.file.read_text()) if kept and self.file.exists() else {}
         )
@@ -95,7 +96,7 @@ class Benchmark:
     def chosen_cells(self) -> list[Cell]:
         """The cells of this run."""
         if not self.options.quick:
-            return cells()
+            return cells(tuple(self.options.methods))
         return [Cell(m, "double well", n) for m in METHODS for n in CHAINS] + [
             Cell("ULA", "AR .9, 100-D", 100)
         ]
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="only what is not yet in the results")
     parser.add_argument("--report", action="store_true", help="only write the page")
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--settings", nargs="+", default=("one core", "all cores"))
     parser.add_argument("--parts", nargs="*", default=("compile", "overhead"))
     parser.add_argument("--seconds", type=float, help="of one repetition")

@@ -1,6 +1,7 @@
 """Which engine runs a sampler's chains, and why."""
 
 import functools
+import warnings
 from dataclasses import dataclass
 from inspect import isfunction
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from ebm_core import ConfigurationError, evaluation_mode, state_options
 from ebm_samplers.chains import Chains, Position, TorchChains
 from ebm_samplers.fused import CannotFuse, lookup
 from ebm_samplers.fused.chains import FusedChains
+from ebm_samplers.fused.cuda._backend import CudaUnavailableError
 
 if TYPE_CHECKING:
     from ebm_samplers.sampler import MarkovSampler
@@ -66,6 +68,10 @@ def open_chains(
     if sampler.engine != "torch":
         try:
             return FusedChains(sampler, kernel_of(sampler), position, check_start, ahead)
+        except CudaUnavailableError as error:
+            if sampler.engine == "fused":
+                raise
+            _warn_once(str(error))
         except CannotFuse as reason:
             if sampler.engine == "fused":
                 TorchChains(sampler, position, check_start)  # the energy's own errors come first
@@ -96,6 +102,8 @@ def explained(sampler: "MarkovSampler", x: Tensor | None) -> Explanation:
         with evaluation_mode(sampler.energy), torch.inference_mode(False), torch.no_grad():
             if_quicker = sampler.engine == "auto"
             start = lookup.fused_start(sampler.energy, x.detach(), kernel, if_quicker)
+    except CudaUnavailableError as error:
+        return Explanation("torch", f"kernels for CUDA cannot be made here: {error}")
     except CannotFuse as reason:
         insists = "; engine='fused' will raise" if sampler.engine == "fused" else ""
         return Explanation("torch", f"the fused engine cannot run this: {reason}{insists}")
@@ -109,6 +117,13 @@ def explained(sampler: "MarkovSampler", x: Tensor | None) -> Explanation:
         compiled.cached,
         compiled.seconds,
         compiled.source,
+    )
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(
+        f"chains on CUDA run on the torch engine: {reason}", RuntimeWarning, stacklevel=2
     )
 
 

@@ -82,12 +82,12 @@ class HamiltonianMonteCarlo(MarkovSampler):
         context.prepared["mass"] = mass_for(self.mass, x)
         return self.evaluate(x)
 
-    def kernel_constants(self, x: Tensor) -> dict[str, Array]:
+    def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
         """M⁻¹ and the Cholesky factor of M."""
         if self.mass is None:
             return {}
         mass, size = mass_for(self.mass, x), x[0].numel()
-        return {"inverse_mass": mass.inverse(size).numpy(), "mass_root": mass.root(size).numpy()}
+        return {"inverse_mass": mass.inverse(size), "mass_root": mass.root(size)}
 
     def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | int:
         """The numbers of leapfrogs of the next ``n`` transitions."""

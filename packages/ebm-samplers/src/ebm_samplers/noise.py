@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ebm_core import ConfigurationError, ShapeError
+from ebm_samplers.fused.cuda._backend import CudaUnavailableError, require_device
 from ebm_samplers.fused.noise import fill_rows
 
 _ELEMENTS_AT_ONCE = 2**16
@@ -60,10 +61,26 @@ def _fill(
         raise ShapeError(f"out has shape {tuple(out.shape)}", "(chain, k)", "reshape out")
     check_counter(key, stream, first_chain, len(out), first_index, out.shape[1])
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
-    direct = out.device.type == "cpu" and out.dtype == dtype and out.is_contiguous()
-    target = out.detach() if direct else torch.empty(out.shape, dtype=dtype, device="cpu")
-    fill_rows(target.numpy(), uniform, key, stream, first_chain, first_index)
+    device = out.device if out.device.type == "cuda" and _makes_noise() else torch.device("cpu")
+    direct = out.device == device and out.dtype == dtype and out.is_contiguous()
+    target = out.detach() if direct else torch.empty(out.shape, dtype=dtype, device=device)
+    place = uniform, key, stream, first_chain, first_index
+    if device.type == "cuda":
+        from ebm_samplers.fused.cuda.noise import fill_rows as fill_rows_on_device
+
+        fill_rows_on_device(target, *place)
+    else:
+        fill_rows(target.numpy(), *place)
     return out if direct else out.copy_(target)
+
+
+def _makes_noise() -> bool:
+    """Whether numbers can be made on CUDA devices; if not, they are made here, and copied."""
+    try:
+        require_device()
+    except CudaUnavailableError:
+        return False
+    return True
 
 
 def check_counter(

@@ -174,7 +174,7 @@ class MarkovSampler(BaseSampler):
         rate = self._last.rate
         return None if rate is None else torch.as_tensor(rate).to(self._last.dtype)
 
-    def kernel_constants(self, x: Tensor) -> dict[str, Array]:
+    def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
         """What the kernel needs for a run from ``x``, by names of `FusedEnergy.run`."""
         return {}
 

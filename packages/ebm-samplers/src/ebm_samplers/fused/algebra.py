@@ -406,7 +406,8 @@ class _Rewriting:
             if product is None:
                 _, rows, columns, turned = next(f for _, f in way if f)[0]
                 size = columns if turned else rows
-                product = self._call(aten.eye.default, size, dtype=torch.float64)
+                device = self.analysis.values[0].example.device
+                product = self._call(aten.eye.default, size, dtype=torch.float64, device=device)
             product = self._scaled(product, scalars, way[scalars, factors])
             total = product if total is None else self._call(aten.add.Tensor, total, product)
         return self._call(aten._to_copy.default, total, dtype=dtype)

@@ -21,7 +21,7 @@ from ebm_samplers.acceptance import RESOLUTION, check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.chains import Chains, Leg, Plan, Position, require_finite
 from ebm_samplers.fused.engine import Array, FusedEnergy, Run, Slots
-from ebm_samplers.fused.lookup import flat, fused_start
+from ebm_samplers.fused.lookup import fused_start
 from ebm_samplers.fused.noise import fill_rows
 from ebm_samplers.fused.trace import CannotFuse
 from ebm_samplers.noise import check_counter
@@ -48,7 +48,7 @@ SCRATCH = 2**20
 
 
 class FusedChains(Chains):
-    """Chains that a kernel runs, on a CPU.
+    """Chains that a kernel runs.
 
     Args:
         sampler: Whose ``kernel`` is run.
@@ -87,10 +87,10 @@ class FusedChains(Chains):
             )
         self.constants: dict[str, Any] = {**sampler.kernel_constants(position.x)}
         if self.beta is not None:
-            beta = torch.as_tensor(self.beta, dtype=position.x.dtype, device="cpu").expand(
-                len(position.x)
-            )
-            self.constants["beta"] = beta.reshape(-1, 1).numpy()
+            beta = torch.as_tensor(self.beta, dtype=position.x.dtype, device=position.x.device)
+            self.constants["beta"] = beta.expand(len(position.x)).reshape(-1, 1)
+        if position.x.device.type == "cpu":
+            self.constants = {name: values.numpy() for name, values in self.constants.items()}
         self._pace = 0.0  # transitions a leg; 0 for a guess
         self._ahead: tuple[_Series, Run] | None = None
 
@@ -99,7 +99,7 @@ class FusedChains(Chains):
         def begin(fused: FusedEnergy, lanes: int, parameters: Array, offset: float) -> Run:
             self.fused, self.lanes = fused, lanes
             self.parameters, self.offset = parameters, offset
-            x = flat(position.x)
+            x = fused.flat(position.x)
             if not ahead:
                 return fused.start(x, kernel, lanes, parameters, offset)
             adapts = self.adapted_step_size is not None  # a launch for each transition
@@ -117,15 +117,15 @@ class FusedChains(Chains):
         if_quicker = sampler.engine == "auto"
         run = fused_start(sampler.energy, position.x, kernel, if_quicker, begin).run
         self.packed = run.state
-        if check_start and np.dot(run.notes[2], run.notes[2]) > 0:
-            x = flat(position.x)
+        if check_start and self.fused.any(run.notes[2]):
+            x = self.fused.flat(position.x)
             start = self.fused.start(x, kernel, self.lanes, self.parameters, self.offset).state
             require_finite(self._state(start))
         if sampler.adjusted and not self._is_resolved(run.largest):
             potential = run.notes[1] + self.fused.real.type(self.offset)
             if self.beta is not None:
                 potential = potential * self.constants["beta"][:, 0]
-            check_resolution(torch.from_numpy(potential))
+            check_resolution(self.fused.tensor(potential))
 
     @property
     def state(self) -> State:
@@ -221,7 +221,7 @@ class FusedChains(Chains):
         else:
             run = self._launched(series, thin, state=self.packed, **more)
         if self.sampler.adjusted and not self._is_resolved(run.largest):
-            check_resolution(torch.from_numpy(run.largest))
+            check_resolution(self.fused.tensor(run.largest))
         self.packed = run.state
         self.counter += series.n
         self.schedule_step += series.n
@@ -246,6 +246,7 @@ class FusedChains(Chains):
             **more,
         )
         if series.n > 1:
+            self.fused.wait()
             seconds = max(time.perf_counter() - started, 1e-6)
             self._pace = series.n * min(4.0, SECONDS / seconds)
         return run
@@ -254,12 +255,12 @@ class FusedChains(Chains):
         return bool(self.fused.eps * potential.max() <= RESOLUTION)
 
     def _state(self, packed: Array) -> State:
-        energy = torch.from_numpy(self.fused.energies(packed, self.offset))
-        gradient = torch.from_numpy(self.fused.gradients(packed).copy()).view(self.shape)
+        energy = self.fused.tensor(self.fused.energies(packed, self.offset))
+        gradient = self.fused.copied(self.fused.gradients(packed), self.shape)
         return State(self._positions(packed), energy, gradient)
 
     def _positions(self, packed: Array) -> Tensor:
-        return torch.from_numpy(packed[:, : self.fused.size].copy().reshape(self.shape))
+        return self.fused.copied(packed[:, : self.fused.size], self.shape)
 
     def _leg(self, run: Run, series: "_Series") -> Leg:
         """A launch's transitions, with statistics of all of them together."""
@@ -272,12 +273,12 @@ class FusedChains(Chains):
         statistics: dict[str, Tensor | int] = {
             name: int(series.leapfrogs(series.n)[0])
             if name == "n_steps"
-            else torch.from_numpy(columns[name]())
+            else self.fused.tensor(columns[name]())
             for name in self.sampler.statistics
         }
         draws = None
         if run.draws.shape[1]:
-            draws = torch.from_numpy(run.draws).view(*run.draws.shape[:2], *self.shape[1:])
+            draws = self.fused.tensor(run.draws).view(*run.draws.shape[:2], *self.shape[1:])
         return Leg(series.n, statistics, draws)
 
     def _series(self, n: int) -> "_Series":
@@ -366,17 +367,19 @@ class _Columns:
     """The columns of a result with a trajectory, and what the kernel needs of them."""
 
     def __init__(self, chains: FusedChains, n_draws: int) -> None:
-        n_chains = len(chains.packed)
-        self._all = chains.fused.slots(n_chains, n_draws)
-        potential, acceptance, _, hamiltonian = (torch.from_numpy(a) for a in self._all.statistics)
+        n_chains, fused = len(chains.packed), chains.fused
+        self._all = fused.slots(n_chains, n_draws)
+        draws, statistics = fused.tensor(self._all.draws), fused.tensor(self._all.statistics)
+        potential, acceptance, self._wild, hamiltonian = statistics.unbind()
+        self._acceptance = acceptance
         columns = {
             "acceptance_rate": acceptance,
-            "diverging": torch.empty(n_chains, n_draws, dtype=torch.bool),
-            "n_steps": torch.empty(n_chains, n_draws, dtype=torch.int64),
+            "diverging": torch.empty_like(acceptance, dtype=torch.bool),
+            "n_steps": torch.empty_like(acceptance, dtype=torch.int64),
             "energy": hamiltonian,
         }
         self.tensors = {
-            "x": torch.from_numpy(self._all.draws).view(n_chains, n_draws, *chains.shape[1:]),
+            "x": draws.view(n_chains, n_draws, *chains.shape[1:]),
             "potential": potential,
             **{name: columns[name] for name in chains.sampler.statistics},
         }
@@ -388,9 +391,8 @@ class _Columns:
     def complete(self, first: int, thin: int, series: _Series) -> None:
         """Turn the sums that a kernel has written from draw ``first`` on into statistics."""
         end = first + series.n // thin
-        _, chances, wild, _ = self._all.statistics[..., first:end]
-        chances /= thin
+        self._acceptance[:, first:end] /= thin
         if "diverging" in self.tensors:
-            self.tensors["diverging"][:, first:end] = torch.from_numpy(wild > 0)
+            self.tensors["diverging"][:, first:end] = self._wild[:, first:end] > 0
         if "n_steps" in self.tensors:
             self.tensors["n_steps"][:, first:end] = torch.from_numpy(series.leapfrogs(thin))

@@ -8,7 +8,7 @@ loop counters, so that LLVM sees it may use SIMD.
 
 import ast
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ebm_samplers.fused.arithmetic import NUMPY_NAMES, function_names
 from ebm_samplers.fused.expansion import expanded
@@ -22,9 +22,6 @@ OPERATORS = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|",
     "lt": "<", "le": "<=", "eq": "==", "ne": "!=",
 }  # fmt: skip
-FEW_ELEMENTS = 3
-"""Elements of a state up to which kernels take masses as matrices, though they be diagonal."""
-
 VALUES = {
     "Reals": "reals(given[{}])", "Ints": "ints(given[{}])", "Int": "given[{}]",
     "Real": "real(double(given[{}]))", "Key": "np.uint64(given[{}])",
@@ -41,7 +38,6 @@ with fewer, they bring it to MALA alone, and cost a call of some leapfrogs 20 µ
 LOCAL_NUMBERS = 2**13
 """Numbers of a tile up to which it lies on the stack."""
 
-PLANES = ("words", "z", "u")
 OWN_ROWS = ("BETA", "POTENTIAL", "CHANCE", "WILD", "TOTAL", "SIZE", "FREE")
 EXTREMA = {"max": "<", "min": ">", "above": "<", "below": ">"}
 
@@ -72,18 +68,46 @@ def fill_symbol(double: bool) -> str:
     return f"ebm_samplers_fill_{'float64' if double else 'float32'}"
 
 
-def module_source(program: Program, sampler: str, lanes: int, double: bool, title: str) -> str:
-    """The source of the module that runs ``sampler`` on an energy ("energy": it alone)."""
-    size = program.size
-    chunk = 4 * max(1, 128 // (size * lanes))
+def module_source(
+    program: Program, sampler: str, lanes: int, double: bool, title: str, dense: bool = False
+) -> str:
+    """The source of the module that runs ``sampler`` on an energy ("energy": it alone).
+
+    Args:
+        program: The energy.
+        sampler: The kernel, see `kernels`.
+        lanes: Chains of a tile.
+        double: Whether states are float64.
+        title: A line for whoever reads it.
+        dense: Whether masses are matrices, not diagonals.
+    """
+    chunk = 4 * max(1, 128 // (program.size * lanes))
     names = function_names(double)
     dtype = "float64" if double else "float32"
     header = PRELUDE.format(title=title, dtype=dtype)
-    texts = [energy_function(program, names, lanes), *map(compiled_text, ("tile", sampler))]
     if sampler != "energy":
         header += f"exp = {names['exp']}\n" + FILL_TEXT.format(fill=fill_symbol(double))
-        texts.append(compiled_text("chains"))
-    constants = {
+    energy = energy_function(program, names, lanes)
+    constants = constants_of(program, lanes, chunk) | {"DENSE": int(dense)}
+    function, constants, numbers = expanded_kernel(energy, sampler, constants)
+    known: dict[str, object] = {**numbers}
+    normals, uniforms = 4 * constants["PLANE"], 4 * constants["UNIFORM_PLANE"]
+    words = max(normals, uniforms)
+    sizes = {"memory": constants["END"] * lanes, "words": words, "z": normals, "u": uniforms}
+    known |= _in_one_block(function, sizes, 8 if double else 4)
+    body = ast.unparse(ast.fix_missing_locations(function)) + "\n"
+    known |= {"ROWS": constants["END"], "D": program.size, "L": lanes}
+    lines = [f"{name} = {value}" for name, value in known.items()]
+    lines.append("local = local_memory(ROWS * L)")
+    lines.append(f"accepted = {'predicted' if lanes == 1 else 'select'}")
+    parts = [header, *lines, helper_functions(program), "", "", offset_function(program), "", body]
+    return "\n".join(parts)
+
+
+def constants_of(program: Program, lanes: int, chunk: int) -> dict[str, int]:
+    """The constants of the tile, see `kernels.tile`."""
+    size = program.size
+    return {
         "L": lanes,
         "SHIFT": lanes.bit_length() - 1,
         "D": size,
@@ -92,26 +116,37 @@ def module_source(program: Program, sampler: str, lanes: int, double: bool, titl
         "E": 2 * size,
         "OWN": program.n_rows,
         "LOCAL_ROWS": LOCAL_NUMBERS // lanes,
-        "FEW_ELEMENTS": FEW_ELEMENTS,
         "OPERATIONS": program.n_operations,
         "MANY_OPERATIONS": MANY_OPERATIONS,
         "LOOPED": int(not program.straight),
         "CHUNK": chunk,
         "PLANE": size * chunk // 4 * lanes,
+        "UNIFORM_PLANE": chunk // 4 * lanes,
         **{name: program.n_rows + i for i, name in enumerate(OWN_ROWS)},
+        "COALESCED": 0,
+        "DENSE": 0,
         **{stream.name: int(stream) for stream in Stream},
     }
-    function, constants = expanded("\n\n".join(texts), "chains", constants, ["energy_and_gradient"])
-    known: dict[str, object] = {**simplify(function, lanes)}
-    sizes = {"memory": constants["END"] * lanes, **dict.fromkeys(PLANES, 4 * constants["PLANE"])}
-    known |= _in_one_block(function, sizes, 8 if double else 4)
-    body = ast.unparse(ast.fix_missing_locations(function)) + "\n"
-    known |= {"ROWS": constants["END"], "D": size, "L": lanes}
-    lines = [f"{name} = {value}" for name, value in known.items()]
-    lines.append("local = local_memory(ROWS * L)")
-    lines.append(f"accepted = {'predicted' if lanes == 1 else 'select'}")
-    parts = [header, *lines, helper_functions(program), "", "", offset_function(program), "", body]
-    return "\n".join(parts)
+
+
+def expanded_kernel(
+    energy: str, sampler: str, constants: Mapping[str, int]
+) -> tuple[ast.FunctionDef, dict[str, int], dict[str, str]]:
+    """The kernel of a sampler with the function of an energy written into it.
+
+    Args:
+        energy: What `energy_function` gave.
+        sampler: The kernel, see `kernels`.
+        constants: What `constants_of` gave.
+
+    Returns:
+        The function ``chains``; all constants; names of numbers in it, and what they stand for.
+    """
+    texts = [energy, *map(compiled_text, ("tile", sampler))]
+    if sampler != "energy":
+        texts.append(compiled_text("chains"))
+    function, known = expanded("\n\n".join(texts), "chains", constants, ["energy_and_gradient"])
+    return function, known, simplify(function, constants["L"])
 
 
 def _in_one_block(

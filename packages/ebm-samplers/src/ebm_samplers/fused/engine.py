@@ -122,7 +122,7 @@ class FusedEnergy:
     """
 
     def __init__(self, energy: EnergyFunction, x: Tensor) -> None:
-        if x.device.type != "cpu" or x.dtype not in REAL or x[0].numel() == 0:
+        if not self.runs_on(x.device) or x.dtype not in REAL or x[0].numel() == 0:
             raise CannotFuse(f"states are {x.dtype} on {x.device}, of shape {tuple(x.shape[1:])}")
         counts["traced"] += 1
         self.dtype, self.real = x.dtype, REAL[x.dtype]
@@ -130,12 +130,20 @@ class FusedEnergy:
         self.trace = trace(energy, x[:1], RULES)
         self.program, self.layout = lower(self.trace)
         self.n_operations = self.program.n_operations
-        self._ones = np.ones((1, self.program.size), self.real)
-        self._betas = np.ones((1, 1), self.real)
-        self._none = np.empty((0, 0, self.program.size), self.real)
-        self._offset: tuple[Array, float] = self._betas, 0.0
-        self.kernels: dict[tuple[str, int], Kernel] = {}
+        self.kernels: dict[tuple[str, int, bool], Any] = {}
         self.checked: set[tuple[str, int]] = set()
+        self.prepare()
+
+    def runs_on(self, device: torch.device) -> bool:
+        """Whether states on a device are for these kernels."""
+        return device.type == "cpu"
+
+    def prepare(self) -> None:
+        """Make what is mostly the same from call to call."""
+        self._ones = np.ones((1, self.size), self.real)
+        self._betas = np.ones((1, 1), self.real)
+        self._none = np.empty((0, 0, self.size), self.real)
+        self._offset: tuple[Array, float] = self._betas, 0.0
 
     @property
     def size(self) -> int:
@@ -157,23 +165,29 @@ class FusedEnergy:
             most //= 2
         return 16 if n_chains <= 24 else most
 
-    def kernel(self, sampler: str, lanes: int) -> Kernel:
-        """The kernel of a sampler ("langevin", "mala", "hmc", or "energy" for energies alone)."""
-        key = (sampler, lanes)
+    def kernel(self, sampler: str, lanes: int, dense: bool = False) -> Any:
+        """The kernel of a sampler ("langevin", "mala", "hmc", or "energy" for energies alone).
+
+        Args:
+            sampler: Whose.
+            lanes: Chains of a tile.
+            dense: For masses that are matrices, not diagonals.
+        """
+        key = (sampler, lanes, dense)
         found = self.kernels.get(key)
         if found is not None:
             return found
         with COMPILING:
             if key not in self.kernels:
-                source = module_source(
-                    self.program,
-                    sampler,
-                    lanes,
-                    self.dtype == torch.float64,
-                    f"{sampler} on an energy of {self.size} elements, {lanes} lanes",
-                )
-                self.kernels[key] = Kernel(source, lanes)
+                self.kernels[key] = self.make_kernel(sampler, lanes, dense)
         return self.kernels[key]
+
+    def make_kernel(self, sampler: str, lanes: int, dense: bool) -> Any:
+        """A kernel, not yet compiled."""
+        double = self.dtype == torch.float64
+        title = f"{sampler} on an energy of {self.size} elements, {lanes} lanes"
+        source = module_source(self.program, sampler, lanes, double, title, dense)
+        return Kernel(source, lanes)
 
     def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:
         """The energy's numbers as they are now, and its additive constant."""
@@ -315,7 +329,6 @@ class FusedEnergy:
             "length_stride": len(leaps) > 1,
             "mass": mass,
             "root": self._ones if mass_root is None else _plain(mass_root, real),
-            "dense": len(mass) > 1,
             "key": key,
             "first_chain": first_chain,
             "first_step": first_step,
@@ -329,8 +342,30 @@ class FusedEnergy:
             "notes": notes_at,
         }
         work = n_chains * n_steps * (operations + 40 * self.size)
-        self.kernel(sampler, lanes)(work, given)
+        self.kernel(sampler, lanes, len(mass) > 1)(work, given)
         return result
+
+    def flat(self, x: Tensor) -> Any:
+        """States ``(chain, *event)`` as ``(chain, d)``, of the same memory if that can be."""
+        if x.requires_grad or x.is_neg():
+            x = x.detach().resolve_neg()
+        states: Array = x.numpy()
+        return states if states.ndim == 2 else states.reshape(len(states), -1)
+
+    def copied(self, part: Any, shape: tuple[int, ...]) -> Tensor:
+        """A part of a state of the chains as a tensor of its own."""
+        return torch.from_numpy(part.copy().reshape(shape))
+
+    def any(self, flags: Any) -> bool:
+        """Whether one of these numbers is not 0."""
+        return bool(np.dot(flags, flags) > 0)
+
+    def wait(self) -> None:
+        """Until what was launched has run: it has."""
+
+    def tensor(self, values: Any) -> Tensor:
+        """What runs give, as a tensor of the same memory."""
+        return torch.from_numpy(values)
 
     def slots(self, n_chains: int, n_slots: int) -> Slots:
         """Room for the draws and statistics of several runs."""

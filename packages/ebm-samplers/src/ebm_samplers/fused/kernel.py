@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebm_samplers.fused.codegen import ALIGNED, FEW_ELEMENTS
+from ebm_samplers.fused.codegen import ALIGNED
 from ebm_samplers.fused.native import native
 from ebm_samplers.fused.noise import provide
 from ebm_samplers.fused.trace import CannotFuse
@@ -62,10 +62,9 @@ class Kernel:
         if list(kinds)[: len(self._lasting)] != list(self._lasting):
             raise TypeError("a kernel's lasting arguments come first")
         self._passing = itemgetter(*list(kinds)[len(self._lasting) :])
-        self._last: tuple[list[Any], list[Any], list[int]] = [], [], []
+        self._last: tuple[list[Any], list[int]] = [], []
         self._block = struct.Struct("=" + "".join(KINDS[kind] for kind in kinds.values()))
         self._memory: int = names["MEMORY"]
-        self._few = names["D"] <= FEW_ELEMENTS
         self.seconds = 0.0
         self.cached = False
         self._call: Callable[..., None] | None = None
@@ -90,7 +89,7 @@ class Kernel:
         last = self._last  # held here, so that nothing of it is freed by another thread's call
         if len(last[0]) != len(lasting) or not all(map(is_, lasting, last[0])):
             last = self._last = self._found(lasting)
-        block = self._block.pack(*last[2], *self._passing(given))
+        block = self._block.pack(*last[1], *self._passing(given))
         n_tiles = -(-given["n_chains"] // self.lanes)
         if work >= THREAD_WORK:
             n_threads = min(torch.get_num_threads(), n_tiles)
@@ -117,15 +116,12 @@ class Kernel:
         finally:
             wait(tasks)  # nothing is written any more once an interrupt has left this call
 
-    def _found(self, lasting: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
-        """The lasting arguments, the arrays that the kernel is given for them, and addresses."""
-        arrays = []
+    def _found(self, lasting: list[Any]) -> tuple[list[Any], list[int]]:
+        """The lasting arguments, and their addresses."""
         for (name, dtype), value in zip(self._lasting.items(), lasting, strict=True):
-            expanded = name in ("mass", "root") and self._few and len(value) == 1
-            arrays.append(np.diag(value[0]) if expanded else value)
             if value.dtype != dtype:
                 raise TypeError(f"a kernel wants {dtype} for {name}, not {value.dtype}")
-        return lasting, arrays, [address(array) for array in arrays]
+        return lasting, [address(array) for array in lasting]
 
     def _compiled(self) -> Callable[..., None]:
         start = time.perf_counter()

@@ -115,7 +115,7 @@ class Lookup:
                 )
                 raise CannotFuse(changing)
         try:
-            fused = self.known[kind] = FusedEnergy(energy, x)
+            fused = self.known[kind] = kernels_for(x.device)(energy, x)
             return self._begun(fused, energy, x, *how)
         except NoGain:
             raise
@@ -134,6 +134,19 @@ class Lookup:
     ) -> Start:
         _require_gain(fused, x, if_quicker)
         return compared(fused, energy, x, sampler, begin)
+
+
+def kernels_for(device: torch.device) -> type[FusedEnergy]:
+    """The class of kernels for states on a device.
+
+    Raises:
+        CannotFuse: If CUDA kernels cannot be made here.
+    """
+    if device.type != "cuda":
+        return FusedEnergy
+    from ebm_samplers.fused.cuda.energy import CudaEnergy
+
+    return CudaEnergy
 
 
 _lookups: WeakKeyDictionary[EnergyFunction, Lookup] = WeakKeyDictionary()
@@ -191,7 +204,7 @@ def compared(
         _compare_thoroughly(fused, energy, x, sampler, lanes)
     want = energy(x if len(x) <= STATES else x[:STATES])
     if begin is None:
-        run = fused.start(flat(x), sampler, lanes, p, offset)
+        run = fused.start(fused.flat(x), sampler, lanes, p, offset)
     else:
         run = begin(fused, lanes, p, offset)
     _require_close(fused, run, offset, want, min(len(x), STATES))
@@ -208,12 +221,12 @@ def _compare_thoroughly(
     x = x[:STATES]
     states = torch.cat([x, _neighbours(x)])
     p, offset = fused.parameters(sampler, lanes)
-    run = fused.start(flat(states), sampler, lanes, p, offset)
+    run = fused.start(fused.flat(states), sampler, lanes, p, offset)
     want, slope = energy.energy_and_gradient(states)
     _require_close(fused, run, offset, want, len(states))
     tolerance = 10 * TOLERANCE[fused.dtype]
     slopes = fused.gradients(run.state).tolist()
-    for row, wanted in zip(slopes, flat(slope).tolist(), strict=True):
+    for row, wanted in zip(slopes, slope.reshape(len(slopes), -1).tolist(), strict=True):
         size = 1 + max((abs(number) for number in wanted if math.isfinite(number)), default=0.0)
         if not all(map(_close, row, wanted, [tolerance * size] * len(row))):
             raise CannotFuse("the kernel's gradient differs from autograd's")
@@ -269,19 +282,10 @@ def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
                 "use energy.energy_and_gradient(x), or change what the message names",
             ) from reason
         fused, state = start.fused, start.run.state
-        energies = fused.energies(state, start.offset)
-        gradients = fused.gradients(state).copy()
-        return torch.from_numpy(energies), torch.from_numpy(gradients).reshape(x.shape)
+        energies = fused.tensor(fused.energies(state, start.offset))
+        return energies, fused.copied(fused.gradients(state), tuple(x.shape))
 
     return energy_and_gradient
-
-
-def flat(x: Tensor) -> Array:
-    """States ``(chain, *event)`` as an array ``(chain, d)``, of the same memory if that can be."""
-    if x.requires_grad or x.is_neg():
-        x = x.detach().resolve_neg()
-    states: Array = x.numpy()
-    return states if states.ndim == 2 else states.reshape(len(states), -1)
 
 
 def _neighbours(x: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class Lowering:
         if isinstance(ref, Array):
             raise NotImplementedError("an index that is computed from the state")
         value = self.trace.values[ref.index]
-        return value.example.detach().numpy()
+        return value.example.detach().cpu().numpy()
 
     def _count_uses(self) -> dict[int, int]:
         """How often each value that matters is used."""

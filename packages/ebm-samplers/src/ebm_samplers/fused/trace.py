@@ -272,7 +272,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with self:
             if key not in self.inverses:
                 lower = a.transpose(-2, -1) if upper else a
-                identity = torch.eye(a.shape[-1], dtype=a.dtype).expand(a.shape)
+                identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand(a.shape)
                 self.inverses[key] = torch.linalg.solve_triangular(
                     lower, identity, upper=False, unitriangular=unitriangular
                 )

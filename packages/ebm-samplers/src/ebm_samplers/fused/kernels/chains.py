@@ -30,7 +30,7 @@ def settle(w: Any, offset: float) -> None:
 
 
 def chains(
-    p: Reals, beta: Reals, mass: Reals, root: Reals, dense: Int,
+    p: Reals, beta: Reals, mass: Reals, root: Reals,
     offset: Real, source: Reals, fresh: Int, state: Reals,
     step_size: Reals, spread: Reals, lengths: Ints,
     size_stride: Int, spread_stride: Int, length_stride: Int,
@@ -54,7 +54,8 @@ def chains(
             clear(w, CURRENT + D, D + 1)
             for i in range(4 * PLANE):
                 z[i] = real(0)
-                if ADJUSTED:
+            if ADJUSTED:
+                for i in range(4 * UNIFORM_PLANE):
                     u[i] = real(0)
         else:
             enter(w, CURRENT, 2 * D + 1, source, tile, n_chains)
@@ -77,10 +78,10 @@ def chains(
                 fill(z, words, PLANE, SHIFT, chain, block, count, NORMALS, key, 0)
                 if ADJUSTED:
                     count = (stop + 3 >> 2) - accept_block
-                    fill(u, words, PLANE, SHIFT, chain, accept_block, count, ACCEPT, key, 1)
+                    fill(u, words, UNIFORM_PLANE, SHIFT, chain, accept_block, count, ACCEPT, key, 1)
             while step < stop:
                 now = step - first_step
-                uniforms = (step & 3) * PLANE + ((step >> 2) - accept_block) * L
+                uniforms = (step & 3) * UNIFORM_PLANE + ((step >> 2) - accept_block) * L
                 at = now if now >= 0 else 0
                 h = step_size[at * size_stride]
                 h = h if now >= 0 else real(0)
@@ -88,7 +89,7 @@ def chains(
                 s = s if now >= 0 else real(0)
                 transition(
                     w, p, z, step * D - 4 * block, u, uniforms, now, h, s,
-                    lengths[at * length_stride] if now >= 0 else 1, mass, root, dense, offset,
+                    lengths[at * length_stride] if now >= 0 else 1, mass, root, offset,
                 )  # fmt: skip
                 if now < 0:
                     note_start(w, notes, tile, n_chains)

@@ -21,12 +21,15 @@ D = 1  # elements of a state
 X, G, E, OWN = 0, 0, 0, 0  # first rows of state, gradient, energy, and of the kernel's own rows
 ROWS = 1  # rows of the energy's program
 CHUNK = 4  # steps whose noise is made at once, a multiple of 4
-PLANE = 1  # D * CHUNK / 4 * L, numbers of a plane
+PLANE = 1  # D * CHUNK / 4 * L, numbers of a plane of normals
+UNIFORM_PLANE = 1  # CHUNK / 4 * L, of uniforms
 NOISE, MOMENTUM, ACCEPT = 1, 2, 3  # streams
 # rows of the kernel itself; of a slot's statistics: energy, summed acceptance probability, wild
 # transitions, Hamiltonian; of the run: largest beta·|E|
 BETA, POTENTIAL, CHANCE, WILD, TOTAL, SIZE, FREE = 0, 1, 2, 3, 4, 5, 6
-FEW_ELEMENTS, LOCAL_ROWS = 3, 0  # see `codegen`
+DENSE = 0  # whether masses are matrices, not diagonals
+LOCAL_ROWS = 0  # see `codegen`
+COALESCED = 0  # whether arrays have the chains along their last axis
 LOOPED = 0  # whether the energy's program has loops
 END = 1  # rows of the whole tile
 OPERATIONS, MANY_OPERATIONS = 1, 100  # of the energy; and with how many long registers pay
@@ -83,7 +86,8 @@ def enter(w, row, n_rows, values, tile, n_chains):
     for chain in range(tile * L, tile * L + L):
         source = chain if chain < n_chains else n_chains - 1
         for i in range(n_rows):
-            w[(row + i) * L + chain - tile * L] = values[source * n_rows + i]
+            at = i * n_chains + source if COALESCED else source * n_rows + i
+            w[(row + i) * L + chain - tile * L] = values[at]
 
 
 def leave(w, row, n_rows, values, tile, n_chains):
@@ -91,7 +95,8 @@ def leave(w, row, n_rows, values, tile, n_chains):
     stop = tile * L + L if tile * L + L < n_chains else n_chains
     for chain in range(tile * L, stop):
         for i in range(n_rows):
-            values[chain * n_rows + i] = w[(row + i) * L + chain - tile * L]
+            at = i * n_chains + chain if COALESCED else chain * n_rows + i
+            values[at] = w[(row + i) * L + chain - tile * L]
 
 
 def note_start(w, notes, tile, n_chains):
@@ -112,9 +117,13 @@ def record(w, draws, statistics, tile, n_chains, slot, n_slots, n_draws):
         at = chain - tile * L
         if n_draws > 0:
             for i in range(D):
-                draws[(chain * n_draws + slot) * D + i] = w[(CURRENT + i) * L + at]
+                by_chain = (chain * n_draws + slot) * D + i
+                place = (slot * D + i) * n_chains + chain if COALESCED else by_chain
+                draws[place] = w[(CURRENT + i) * L + at]
         for i in range(4):
-            statistics[(i * n_chains + chain) * n_slots + slot] = w[(POTENTIAL + i) * L + at]
+            by_row = (i * n_chains + chain) * n_slots + slot
+            place = (i * n_slots + slot) * n_chains + chain if COALESCED else by_row
+            statistics[place] = w[(POTENTIAL + i) * L + at]
 
 
 def clear(w, row, n_rows):

@@ -1,0 +1,216 @@
+"""Energies as kernels on CUDA devices: `FusedEnergy` with tensors in the place of arrays."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebm_core.energy import EnergyFunction
+from ebm_samplers.fused.cuda._backend import numba_cuda, simulated
+from ebm_samplers.fused.cuda.kernel import CudaKernel
+from ebm_samplers.fused.cuda.parameters import CudaParameters
+from ebm_samplers.fused.cuda.source import device_source
+from ebm_samplers.fused.engine import FusedEnergy, Run, Slots, spread
+from ebm_samplers.fused.native import COMPILING
+from ebm_samplers.fused.trace import CannotFuse
+
+LARGEST_STATE = 128
+"""Elements of a state that a thread may hold; beyond, torch's batches are left to it."""
+
+
+class CudaEnergy(FusedEnergy):
+    """An energy as kernels, for states of one shape and dtype on one CUDA device.
+
+    The attributes are those of `FusedEnergy`; what are arrays there are tensors here, some of them
+    transposed views.
+    """
+
+    def __init__(self, energy: EnergyFunction, x: Tensor) -> None:
+        self.device = x.device
+        numba_cuda()
+        if x[0].numel() > LARGEST_STATE:
+            raise CannotFuse(
+                f"states have {x[0].numel()} elements; on CUDA kernels are for {LARGEST_STATE}"
+            )
+        super().__init__(energy, x)
+
+    def runs_on(self, device: torch.device) -> bool:
+        """CUDA devices; in the simulator, the CPU."""
+        return device.type == ("cpu" if simulated() else "cuda")
+
+    def prepare(self) -> None:
+        """Arguments that are mostly the same."""
+        self.layout = CudaParameters(self.layout)
+        self._ones = self._full((1, self.size), 1)
+        self._none = self._full((0, 0, self.size), 1)
+        self._known_offset: tuple[Tensor | None, float] = None, 0.0
+
+    def lanes(self, n_chains: int) -> int:
+        """A thread has one chain."""
+        return 1
+
+    def make_kernel(self, sampler: str, lanes: int, dense: bool = False) -> CudaKernel:
+        """A kernel for this device."""
+        double = self.dtype == torch.float64
+        title = f"{sampler} on an energy of {self.size} elements"
+        return CudaKernel(device_source(self.program, sampler, double, title, dense), double)
+
+    def parameters(self, sampler: str, lanes: int) -> tuple[Any, float]:
+        """The energy's numbers as they are now, and its additive constant."""
+        p = self.layout.now()
+        known, offset = self._known_offset
+        if p is not known:
+            kernel = self.kernel(sampler, lanes)
+            depends = known is None or kernel.space["OFFSET_VARIES"]
+            offset = kernel.offset(p.cpu().numpy()) if depends else offset
+            self._known_offset = p, offset
+        return p, offset
+
+    def start(self, x: Any, sampler: str, lanes: int, p: Any, offset: float) -> Run:
+        """A run of no transitions from positions ``(chain, d)``."""
+        if sampler != "energy":
+            return super().start(x, sampler, lanes, p, offset)
+        n_chains = len(x)
+        state, notes = self._empty(2 * self.size + 1, n_chains), self._empty(3, n_chains)
+        given = {"p": p, "source": x.t().contiguous(), "state": state, "n_chains": n_chains}
+        self.kernel(sampler, lanes)(given, n_chains, self.device)
+        notes[1] = state[-1]
+        slots = self.slots(n_chains, 0)
+        return Run(state.t(), slots.draws, slots.statistics, notes)  # type: ignore[arg-type]
+
+    def run(  # type: ignore[override]
+        self,
+        sampler: str,
+        x: Tensor | None,
+        *,
+        n_steps: int,
+        step_size: Any,
+        key: int,
+        noise_scale: Any = 1.0,
+        lengths: Any = 1,
+        inverse_mass: Any = None,
+        mass_root: Any = None,
+        beta: Tensor | None = None,
+        state: Tensor | None = None,
+        first_chain: int = 0,
+        first_step: int = 0,
+        thin: int | None = None,
+        keep_draws: bool = False,
+        slots: Slots | None = None,
+        parameters: Tensor | None = None,
+        offset: float | None = None,
+        lanes: int | None = None,
+    ) -> Run:
+        """Advance chains by ``n_steps`` transitions; see `FusedEnergy.run`."""
+        rows = state if x is None else x
+        assert rows is not None
+        n_chains = len(rows)
+        if parameters is None or offset is None:
+            parameters, offset = self.parameters(sampler, 1)
+        thin = thin or max(n_steps, 1)
+        if slots is None:
+            slots = self.slots(n_chains, n_steps // thin, keep_draws)
+        after, notes = self._empty(2 * self.size + 1, n_chains), self._empty(3, n_chains)
+        sizes = self._column(step_size, self.dtype)
+        spreads = self._column(spread(step_size, noise_scale), self.dtype)
+        leaps = self._column(lengths, torch.int64)
+        mass = self._matrix(inverse_mass)
+        given = {
+            "p": parameters,
+            "offset": offset,
+            "n_chains": n_chains,
+            "source": rows.t().contiguous(),
+            "fresh": int(x is not None),
+            "state": after,
+            "beta": self._full((n_chains,), 1) if beta is None else self._given(beta),
+            "step_size": sizes,
+            "spread": spreads,
+            "lengths": leaps,
+            "size_stride": int(len(sizes) > 1),
+            "spread_stride": int(len(spreads) > 1),
+            "length_stride": int(len(leaps) > 1),
+            "mass": mass,
+            "root": self._matrix(mass_root),
+            "key": np.uint64(key),
+            "first_chain": first_chain,
+            "first_step": first_step,
+            "n_steps": n_steps,
+            "thin": thin,
+            "first_slot": slots.first,
+            "n_slots": slots.statistics.shape[2],
+            "n_draws": slots.draws.shape[1],
+            "draws": _memory(slots.draws),
+            "statistics": _memory(slots.statistics),
+            "notes": notes,
+        }
+        self.kernel(sampler, 1, len(mass) > 1)(given, n_chains, self.device)
+        return Run(after.t(), slots.draws, slots.statistics, notes)  # type: ignore[arg-type]
+
+    def slots(self, n_chains: int, n_slots: int, keep_draws: bool = True) -> Slots:
+        """Room for draws and statistics, with the chains along the last axis of the memory."""
+        draws: Any = self._none
+        if keep_draws:
+            draws = self._empty(n_slots, self.size, n_chains).permute(2, 0, 1)
+        statistics: Any = self._empty(4, n_slots, n_chains).transpose(1, 2)
+        return Slots(draws, statistics)
+
+    def energies(self, state: Any, offset: float) -> Any:
+        """E with its additive constant, ``(chain,)``, in a state of the chains."""
+        return state[:, -1] + offset
+
+    def flat(self, x: Tensor) -> Any:
+        """States ``(chain, *event)`` as ``(chain, d)``."""
+        return x.detach().reshape(len(x), -1)
+
+    def copied(self, part: Any, shape: tuple[int, ...]) -> Tensor:
+        """A part of a state of the chains as a tensor of its own."""
+        copy: Tensor = part.clone(memory_format=torch.contiguous_format)
+        return copy.view(shape)
+
+    def any(self, flags: Any) -> bool:
+        """Whether one of these numbers is not 0; waits for the device."""
+        return bool(flags.any())
+
+    def wait(self) -> None:
+        """Until what was launched on the current stream has run."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def tensor(self, values: Any) -> Tensor:
+        """What is a tensor already."""
+        assert isinstance(values, Tensor)
+        return values
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def _full(self, shape: tuple[int, ...], value: float) -> Tensor:
+        return torch.full(shape, value, dtype=self.dtype, device=self.device)
+
+    def _column(self, values: Any, dtype: torch.dtype) -> Tensor:
+        """A value for each transition, or one for all."""
+        if isinstance(values, np.ndarray):
+            return torch.from_numpy(values).to(self.device, dtype, non_blocking=True)
+        return _one(float(values), dtype, self.device)
+
+    def _given(self, values: Any) -> Tensor:
+        """An array or tensor as a contiguous tensor on the device."""
+        return torch.as_tensor(values).to(self.device, self.dtype).contiguous()
+
+    def _matrix(self, values: Any) -> Tensor:
+        """A mass."""
+        return self._ones if values is None else self._given(values)
+
+
+@functools.lru_cache(maxsize=64)
+def _one(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((1,), value, dtype=dtype, device=device)
+
+
+def _memory(view: Any) -> Tensor:
+    """The memory of a transposed view, in the order in which it lies."""
+    order = sorted(range(view.ndim), key=lambda axis: -view.stride(axis))
+    memory: Tensor = view.permute(order)
+    return memory

@@ -1,0 +1,104 @@
+"""A generated module at work on a CUDA device: compiled on first use, launched on torch's stream."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from ebm_samplers.fused.cuda import device
+from ebm_samplers.fused.cuda._backend import (
+    CudaUnavailableError,
+    numba_cuda,
+    require_device,
+    simulated,
+)
+from ebm_samplers.fused.cuda.launch import launch
+from ebm_samplers.fused.kernel import counts
+from ebm_samplers.fused.native import COMPILING
+from ebm_samplers.fused.trace import CannotFuse
+
+
+class CudaKernel:
+    """The chains of a sampler on an energy, for CUDA devices.
+
+    Args:
+        source: What `source.device_source` gave.
+        double: Whether states are float64.
+
+    Attributes:
+        source: The generated module.
+        lanes: Chains that a thread runs.
+        seconds: What compiling it took.
+        cached: Whether it came from disk: never.
+    """
+
+    lanes = 1
+    cached = False
+
+    def __init__(self, source: str, double: bool) -> None:
+        self.source, self.double = source, double
+        self.seconds = 0.0
+        self.space = namespace(source, double)
+        self._offset: Callable[[Any], float] = self.space["energy_offset"]
+        self.arguments: dict[str, str] = self.space["ARGUMENTS"]
+        self._jitted: Any = None
+
+    def offset(self, p: Any) -> float:
+        """The additive constant of the energy."""
+        return float(self._offset(p))
+
+    def __call__(self, given: Mapping[str, Any], n_chains: int, on: torch.device) -> None:
+        """Launch it for all chains.
+
+        Args:
+            given: Arguments: numbers, and contiguous tensors on the device.
+            n_chains: How many threads are wanted.
+            on: The device.
+
+        Raises:
+            CannotFuse: If it cannot be compiled, or run there.
+        """
+        call = self._jitted or self._compiled()
+        try:
+            launch(call, self.arguments, given, n_chains, on)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CannotFuse(f"its kernel does not run on {on} ({reason})") from error
+
+    def _compiled(self) -> Any:
+        with COMPILING:
+            if self._jitted is None:
+                start = time.perf_counter()
+                try:
+                    require_device()
+                    self._jitted = jitted(self.space, self.double)
+                except CudaUnavailableError:
+                    raise
+                except Exception as error:
+                    reason = str(error).strip().splitlines()[0]
+                    raise CannotFuse(f"its kernel does not compile ({reason})") from error
+                self.seconds = time.perf_counter() - start
+                counts["compiled"] += 1
+            return self._jitted
+
+
+def namespace(source: str, double: bool) -> dict[str, Any]:
+    """What running a generated module gives."""
+    space: dict[str, Any] = dict(device.names(double))
+    exec(compile(source, "<kernel>", "exec"), space)
+    space["memory_of_tile"] = device.memory(space["ROWS"], double)
+    space["memory_of_normals"] = device.memory(space["NORMALS"], double)
+    space["memory_of_uniforms"] = device.memory(space["UNIFORMS"], double)
+    for n_inner, n_outputs in space["PRODUCTS"]:
+        name = f"product_{n_inner}_{n_outputs}"
+        space[name] = device.product(n_inner, n_outputs, double)
+    return space
+
+
+def jitted(space: dict[str, Any], double: bool) -> Any:
+    """The kernel of a module, compiled for the current device."""
+    cuda = numba_cuda()
+    if simulated():
+        return cuda.jit(space["chains"])
+    return cuda.jit(device.signature(space["ARGUMENTS"], double), fastmath=device.FLAGS)(space["chains"])

@@ -1,0 +1,111 @@
+"""What each kernel takes on a device, found without one: `nox -s ptx -- --record` writes the table.
+
+Kernels are compiled to PTX by numba.cuda and to machine code by nvJitLink, which says how many
+registers each needs, how much of the stack, and what it has to spill.
+"""
+
+import json
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from targets import TARGETS, dense_gaussian, funnel
+
+from ebm_core import as_energy
+from ebm_samplers.fused.cuda import device
+from ebm_samplers.fused.cuda._backend import numba_cuda
+from ebm_samplers.fused.cuda.energy import CudaEnergy
+
+TABLE = Path(__file__).with_name("resources.json")
+ARCHITECTURES = ("sm_80", "sm_90")
+SAMPLERS = ("energy", "langevin", "mala", "hmc")
+PLANE = ("double well", "rosenbrock", "mixture")  # in two dimensions, straight-line
+ENERGIES = {
+    **{name: TARGETS[name] for name in (*PLANE, "images", "perceptron")},
+    "funnel": (lambda dtype: funnel, (10,)),
+    "dense gaussian": (lambda dtype: dense_gaussian(100, dtype), (100,)),
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel takes.
+
+    Attributes: registers: Of a thread. stack: Bytes of local memory that it indexes. spills: Bytes
+        that it stores for want of registers. code: Bytes of the whole object. doubles: Operations
+        on float64. guards: Comparisons with infinity in the PTX.
+    """
+
+    registers: int
+    stack: int
+    spills: int
+    code: int
+    doubles: int
+    guards: int
+
+
+class AnyDevice(CudaEnergy):
+    """For states on the CPU: only compiled, never run."""
+
+    def runs_on(self, device):
+        return True
+
+
+def resources(name, sampler, arch, dtype=torch.float32):
+    """Compile a kernel."""
+    make, shape = ENERGIES[name]
+    fused = AnyDevice(as_energy(make(dtype)), torch.zeros(1, *shape, dtype=dtype))
+    kernel = fused.make_kernel(sampler, 1)
+    double = dtype == torch.float64
+    arguments = device.signature(kernel.arguments, double).args
+    return compiled(kernel.space["chains"], arguments, arch)
+
+
+def compiled(function, arguments, arch, flags=frozenset(device.FLAGS)):
+    """Compile a function for an architecture."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    capability = int(arch[3]), int(arch[4])
+    dispatcher = sys.modules["numba.cuda.dispatcher"]
+    kept = dispatcher.get_current_device  # device functions ask for it, though it does not matter
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    try:
+        ptx, _ = numba_cuda().compile_ptx(
+            function, tuple(arguments), cc=capability, fastmath=set(flags)
+        )
+    finally:
+        dispatcher.get_current_device = kept
+    options = LinkerOptions(arch=arch, ptxas_options=["-v"])
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
+    code = linker.link("cubin").code
+    log = linker.get_info_log()
+
+    def number(pattern):
+        return int(re.search(pattern, log).group(1))
+
+    return Resources(
+        number(r"Used (\d+) registers"),
+        number(r"(\d+) bytes stack frame"),
+        number(r"(\d+) bytes spill stores"),
+        len(code),
+        len(re.findall(r"\.f64\b", ptx)),
+        len(re.findall(r"0f7F800000|0d7FF0000000000000", ptx)),
+    )
+
+
+def everything():
+    """All kernels, by architecture, energy and sampler."""
+    return {
+        f"{arch} {name} {sampler}": asdict(resources(name, sampler, arch))
+        for arch in ARCHITECTURES
+        for name in ENERGIES
+        for sampler in SAMPLERS
+    }
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1] / "fused"))
+    TABLE.write_text(json.dumps(everything(), indent=1) + "\n")

@@ -1,0 +1,110 @@
+"""Chains on a CUDA device: `pytest -m cuda`."""
+
+import math
+
+import pytest
+import torch
+from targets import TARGETS, DoubleWell
+
+from ebm_core import as_energy
+from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, fuse
+from ebm_samplers.noise import fill_normals, fill_uniforms
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA DEVICE: nothing was tested"),
+]
+STEP = {"rosenbrock": 1e-4, "mixture": 0.01, "dense gaussian": 0.01, "logistic": 0.002}
+SAMPLERS = {
+    "langevin": lambda e, h, **more: LangevinDynamics(e, h, **more),
+    "mala": lambda e, h, **more: MALA(e, h, **more),
+    "hmc": lambda e, h, **more: HamiltonianMonteCarlo(e, math.sqrt(h), 5, **more),
+}
+
+
+def states(name, n, dtype=torch.float32):
+    shape = TARGETS[name][1]
+    x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return x.to("cuda", dtype)
+
+
+def energy_of(name, dtype=torch.float32):
+    """On the device: a function of the targets has its tensors on the CPU."""
+    with torch.device("cuda"):
+        energy = as_energy(TARGETS[name][0](dtype))
+    return energy.to("cuda")
+
+
+ON_DEVICE = ("double well", "rosenbrock", "mixture", "perceptron", "funnel", "images")
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", ON_DEVICE)
+def test_as_on_the_cpu(name, sampler, dtype):
+    x, h = states(name, 700, dtype), STEP.get(name, 0.02)
+    make = SAMPLERS[sampler]
+    have = make(energy_of(name, dtype), h, engine="fused").sample(x, n_steps=5, seed=3)
+    cpu = as_energy(TARGETS[name][0](dtype))
+    want = make(cpu, h, engine="fused").sample(x.cpu(), n_steps=5, seed=3)
+    rounding = 1e-3 if dtype == torch.float32 else 1e-9
+    apart = (have.final.cpu() - want.final).abs() > rounding * (1 + want.final.abs())
+    assert apart.flatten(1).any(1).sum() <= 2  # accept tests within rounding of their uniforms
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_numbers(dtype):
+    for fill, rounding in ((fill_uniforms, 0), (fill_normals, 2e-6)):
+        have = fill(torch.empty(1000, 37, dtype=dtype, device="cuda"), 5, 2, 9, 2**34 - 5)
+        want = fill(torch.empty(1000, 37, dtype=dtype), 5, 2, 9, 2**34 - 5)
+        torch.testing.assert_close(have.cpu(), want, rtol=0, atol=rounding)
+
+
+def test_on_the_current_stream():
+    sampler = LangevinDynamics(DoubleWell().cuda(), 0.02, engine="fused")
+    x = torch.randn(100_000, 2, device="cuda")
+    want = sampler.sample(x + 1, n_steps=200, seed=1).final - 1
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        have = sampler.sample(x + 1, n_steps=200, seed=1).final - 1
+    torch.cuda.current_stream().wait_stream(side)
+    assert torch.equal(have, want)
+
+
+def test_a_million_chains_and_memory_flat_in_steps():
+    sampler = LangevinDynamics(DoubleWell().cuda(), 0.02, engine="fused")
+    x = torch.randn(10**6, 2, device="cuda")
+    peaks = []
+    for n in (10, 1000):
+        torch.cuda.reset_peak_memory_stats()
+        sampler.sample(x, n_steps=n, seed=1)
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[1] <= peaks[0] + 2**20
+
+
+def test_moments():
+    n = 200_000
+    sampler = MALA(as_energy(lambda x: x.square().sum(1) / 2), 0.5, engine="fused")
+    x = sampler.sample(torch.randn(n, 2, device="cuda"), n_steps=50, seed=2).final
+    for power, value, variance in ((1, 0, 1), (2, 1, 2), (4, 3, 96)):
+        z = (x**power).mean(0).sub(value) * math.sqrt(n / variance)
+        assert z.abs().max() < 5
+
+
+def test_fuse():
+    x = states("mixture", 1000)
+    values, slopes = fuse(energy_of("mixture"))(x)
+    want, slope = energy_of("mixture").energy_and_gradient(x)
+    torch.testing.assert_close(values, want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(slopes, slope, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="ONE CUDA DEVICE: nothing was tested")
+def test_the_device_of_the_states():
+    sampler = LangevinDynamics(as_energy(lambda x: x.square().sum(1)), 0.02, engine="fused")
+    x = torch.randn(100, 2, device="cuda:1")
+    final = sampler.sample(x, n_steps=5, seed=1).final
+    assert final.device == x.device
+    assert torch.cuda.current_device() == 0

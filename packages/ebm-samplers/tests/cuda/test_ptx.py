@@ -1,0 +1,44 @@
+"""Every kernel compiled for CUDA devices, without one: `nox -s ptx`."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from ebm_samplers.fused.cuda._backend import CudaUnavailableError, numba_cuda, simulated
+
+if simulated() or not os.environ.get("EBM_PTX"):
+    pytest.skip("run by nox -s ptx", allow_module_level=True)
+
+try:
+    numba_cuda()
+except CudaUnavailableError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+from resources import ARCHITECTURES, ENERGIES, PLANE, SAMPLERS, TABLE, resources
+
+RECORDED = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+MARGIN = 1.1
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", ENERGIES)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_float32(arch, name, sampler):
+    have, recorded = resources(name, sampler, arch), RECORDED[f"{arch} {name} {sampler}"]
+    assert have.doubles == 0
+    if name in PLANE:
+        assert have.spills == 0
+    if sampler != "energy":
+        assert have.guards >= (1 if sampler == "langevin" else 2)
+    for field in ("registers", "stack", "spills", "code"):
+        assert getattr(have, field) <= MARGIN * recorded[field], field
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", PLANE)
+def test_float64(name, sampler):
+    have = resources(name, sampler, "sm_90", torch.float64)
+    assert have.spills == 0
+    assert have.doubles > 0
