@@ -464,6 +464,17 @@ def test_a_call_is_one_launch(monkeypatch):
     assert launches == [3]
 
 
+def test_legs_grow_where_the_first_is_one_transition(monkeypatch):
+    monkeypatch.setattr(fused_chains, "OPERATIONS", 1.0)
+    launches = []
+    run = FusedEnergy.run
+    monkeypatch.setattr(
+        FusedEnergy, "run", lambda *a, **k: launches.append(k["n_steps"]) or run(*a, **k)
+    )
+    LangevinDynamics(DoubleWell(), 0.01, engine="fused").sample_chain(X, 2000)
+    assert launches[-1] > 100
+
+
 def test_threads_may_begin_together():
     """One traces and compiles, the others wait; nothing is freed that another is running."""
     for scale in (3.25, 4.25):

@@ -245,10 +245,9 @@ class FusedChains(Chains):
             **series.values,
             **more,
         )
-        if series.n > 1:
-            self.fused.wait()
-            seconds = max(time.perf_counter() - started, 1e-6)
-            self._pace = series.n * min(4.0, SECONDS / seconds)
+        self.fused.wait()
+        seconds = max(time.perf_counter() - started, 1e-6)
+        self._pace = series.n * min(4.0, SECONDS / seconds)
         return run
 
     def _is_resolved(self, potential: Array) -> bool:
