@@ -122,9 +122,7 @@ def explained(sampler: "MarkovSampler", x: Tensor | None) -> Explanation:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(
-        f"chains on CUDA run on the torch engine: {reason}", RuntimeWarning, stacklevel=2
-    )
+    warnings.warn(f"chains on CUDA run on the torch engine: {reason}", RuntimeWarning, stacklevel=2)
 
 
 def kernel_of(sampler: "MarkovSampler") -> str:

@@ -1,4 +1,5 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "fused"))  # for targets
+for folder in ("fused", "cuda"):  # for targets and resources
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))

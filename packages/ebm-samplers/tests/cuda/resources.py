@@ -4,6 +4,7 @@ Kernels are compiled to PTX by numba.cuda and to machine code by nvJitLink, whic
 registers each needs, how much of the stack, and what it has to spill.
 """
 
+import functools
 import json
 import re
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "fused"))
+
 from targets import TARGETS, dense_gaussian, funnel
 
 from ebm_core import as_energy
@@ -54,30 +58,36 @@ class AnyDevice(CudaEnergy):
         return True
 
 
-def resources(name, sampler, arch, dtype=torch.float32):
-    """Compile a kernel."""
+@functools.cache
+def resources(name, sampler, dtype=torch.float32):
+    """Compile a kernel: what it takes, by architecture."""
     make, shape = ENERGIES[name]
     fused = AnyDevice(as_energy(make(dtype)), torch.zeros(1, *shape, dtype=dtype))
     kernel = fused.make_kernel(sampler, 1)
     double = dtype == torch.float64
     arguments = device.signature(kernel.arguments, double).args
-    return compiled(kernel.space["chains"], arguments, arch)
+    ptx = ptx_of(kernel.space["chains"], arguments)
+    return {arch: linked(ptx, arch) for arch in ARCHITECTURES}
 
 
-def compiled(function, arguments, arch, flags=frozenset(device.FLAGS)):
-    """Compile a function for an architecture."""
-    from cuda.core import Linker, LinkerOptions, ObjectCode
-
-    capability = int(arch[3]), int(arch[4])
+def ptx_of(function, arguments, capability=(8, 0)):
+    """A function in the language of devices of this capability and later ones."""
     dispatcher = sys.modules["numba.cuda.dispatcher"]
     kept = dispatcher.get_current_device  # device functions ask for it, though it does not matter
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     try:
         ptx, _ = numba_cuda().compile_ptx(
-            function, tuple(arguments), cc=capability, fastmath=set(flags)
+            function, tuple(arguments), cc=capability, fastmath=device.FLAGS
         )
     finally:
         dispatcher.get_current_device = kept
+    return ptx
+
+
+def linked(ptx, arch):
+    """Its machine code for an architecture, and what that takes."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
     options = LinkerOptions(arch=arch, ptxas_options=["-v"])
     linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=options)
     code = linker.link("cubin").code
@@ -99,13 +109,12 @@ def compiled(function, arguments, arch, flags=frozenset(device.FLAGS)):
 def everything():
     """All kernels, by architecture, energy and sampler."""
     return {
-        f"{arch} {name} {sampler}": asdict(resources(name, sampler, arch))
-        for arch in ARCHITECTURES
+        f"{arch} {name} {sampler}": asdict(taken)
         for name in ENERGIES
         for sampler in SAMPLERS
+        for arch, taken in resources(name, sampler).items()
     }
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "fused"))
     TABLE.write_text(json.dumps(everything(), indent=1) + "\n")

@@ -26,7 +26,7 @@ MARGIN = 1.1
 @pytest.mark.parametrize("name", ENERGIES)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_float32(arch, name, sampler):
-    have, recorded = resources(name, sampler, arch), RECORDED[f"{arch} {name} {sampler}"]
+    have, recorded = resources(name, sampler)[arch], RECORDED[f"{arch} {name} {sampler}"]
     assert have.doubles == 0
     if name in PLANE:
         assert have.spills == 0
@@ -39,6 +39,6 @@ def test_float32(arch, name, sampler):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", PLANE)
 def test_float64(name, sampler):
-    have = resources(name, sampler, "sm_90", torch.float64)
+    have = resources(name, sampler, torch.float64)["sm_90"]
     assert have.spills == 0
     assert have.doubles > 0

@@ -130,7 +130,7 @@ def constants_of(program: Program, lanes: int, chunk: int) -> dict[str, int]:
 
 
 def expanded_kernel(
-    energy: str, sampler: str, constants: Mapping[str, int]
+    energy: str, sampler: str, constants: Mapping[str, int], everywhere: int = 0
 ) -> tuple[ast.FunctionDef, dict[str, int], dict[str, str]]:
     """The kernel of a sampler with the function of an energy written into it.
 
@@ -138,6 +138,7 @@ def expanded_kernel(
         energy: What `energy_function` gave.
         sampler: The kernel, see `kernels`.
         constants: What `constants_of` gave.
+        everywhere: Turns up to which all loops but the energy's are written out.
 
     Returns:
         The function ``chains``; all constants; names of numbers in it, and what they stand for.
@@ -145,7 +146,8 @@ def expanded_kernel(
     texts = [energy, *map(compiled_text, ("tile", sampler))]
     if sampler != "energy":
         texts.append(compiled_text("chains"))
-    function, known = expanded("\n\n".join(texts), "chains", constants, ["energy_and_gradient"])
+    text = "\n\n".join(texts)
+    function, known = expanded(text, "chains", constants, ["energy_and_gradient"], everywhere)
     return function, known, simplify(function, constants["L"])
 
 

@@ -42,7 +42,11 @@ _FOLDED: dict[type, Callable[[int, int], int | bool]] = {
 
 
 def expanded(
-    source: str, entry: str, constants: Mapping[str, int], whole: Iterable[str]
+    source: str,
+    entry: str,
+    constants: Mapping[str, int],
+    whole: Iterable[str],
+    everywhere: int = 0,
 ) -> tuple[ast.FunctionDef, dict[str, int]]:
     """Function ``entry`` with all other functions of ``source`` written into it.
 
@@ -52,6 +56,8 @@ def expanded(
         entry: The function that stays.
         constants: Names of integers.
         whole: Procedures whose own loops stay as they are.
+        everywhere: Turns up to which all other loops are written out, not only those around lanes:
+            then constants are all that indexes a small tile, which compilers keep in registers.
 
     Returns:
         It, and all constants.
@@ -68,7 +74,7 @@ def expanded(
             )
             values |= assigned
     function = procedures.pop(entry)
-    expander = _Expander(procedures, values, frozenset(whole))
+    expander = _Expander(procedures, values, frozenset(whole), everywhere)
     names: dict[str, ast.expr] = {a.arg: ast.Name(a.arg) for a in function.args.args}
     expander.used.update(list(names))
     function.body = expander.procedure(function, names)
@@ -81,8 +87,10 @@ class _Expander:
         procedures: dict[str, ast.FunctionDef],
         constants: Mapping[str, int],
         whole: frozenset[str],
+        everywhere: int,
     ) -> None:
         self.procedures, self.constants, self.whole = procedures, constants, whole
+        self.everywhere = everywhere
         self.used: Counter[str] = Counter()
 
     def procedure(self, function: ast.FunctionDef, names: dict[str, ast.expr]) -> list[ast.stmt]:
@@ -121,8 +129,11 @@ class _Expander:
                     turns = _turns(bounds)
                     lanes = is_lanes(statement)
                     around = unroll and any(is_lanes(node) for node in ast.walk(statement))
-                    unrolled = not lanes and (around or INSIDE in names)
-                    if unrolled and turns is not None and len(turns) <= UNROLLED:
+                    if not lanes and (around or INSIDE in names):
+                        most = max(UNROLLED, self.everywhere)
+                    else:
+                        most = self.everywhere if unroll and not lanes else 0
+                    if turns is not None and len(turns) <= most:
                         local = [] if INSIDE in names else _own(body)
                         for turn in turns:
                             fresh = {name: self._fresh(name) for name in local}

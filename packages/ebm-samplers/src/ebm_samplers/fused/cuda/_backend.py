@@ -77,7 +77,7 @@ def _import() -> Any:
     if tuple(int(part) for part in version.split(".")[:2]) < LOWEST:
         raise _Missing(f"numba-cuda is {version}", f"{LOWEST[0]}.{LOWEST[1]} or newer", INSTALL)
     if not hasattr(np, "row_stack"):  # numba-cuda 0.30 asks for it; NumPy 2.5 has dropped it
-        np.row_stack = np.vstack
+        np.row_stack = np.vstack  # noqa: NPY201
     try:
         module = importlib.import_module("numba.cuda")
     except Exception as error:

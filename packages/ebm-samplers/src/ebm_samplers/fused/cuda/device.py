@@ -6,6 +6,7 @@ the CPU's reduction of the argument is in float64, which devices are slow at.
 """
 
 import functools
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from types import FunctionType, ModuleType
@@ -15,7 +16,6 @@ import numpy as np
 
 from ebm_samplers import philox
 from ebm_samplers.fused import arithmetic
-from ebm_samplers.fused.codegen import function_names
 from ebm_samplers.fused.cuda._backend import numba_cuda, simulated
 
 FLAGS = {"contract", "arcp", "nsz", "afn"}
@@ -27,9 +27,14 @@ STRICT = {"contract"}
 _f, _i = np.float32, np.int32
 
 
+def floor(x):
+    """Stands for libdevice's."""
+    return np.floor(x)
+
+
 def _sine_of_quarters(x, quarters):
     """The sine of x + quarters·π/2; its error grows beyond |x| of some 10⁴."""
-    k = np.floor(x * _f(0.63661977) + _f(0.5))
+    k = floor(x * _f(0.63661977) + _f(0.5))
     r = x - k * _f(1.5703125)  # π/2 in three parts, of which the first two are exact times k
     r = r - k * _f(4.837512969970703e-4)
     r = r - k * _f(7.549789954891882e-8)
@@ -45,7 +50,7 @@ def _sine_of_quarters(x, quarters):
             + z * (_f(-1.388731625493765e-3) + z * _f(2.443315711809948e-5))
         )
     )
-    q = _i(k - _f(4) * np.floor(_f(0.25) * k)) + quarters
+    q = _i(k - _f(4) * floor(_f(0.25) * k)) + quarters
     y = c if (q & _i(1)) != 0 else s
     y = -y if (q & _i(2)) != 0 else y
     return y if abs(x) < _f(np.inf) else _f(np.nan)
@@ -153,9 +158,9 @@ def memory(n: int, double: bool) -> Callable[[], Any]:
         dtype = np.float64 if double else np.float32
         return lambda: np.empty(n, dtype)
     import llvmlite.ir as ir
-    from numba.cuda import types
     from numba.cuda.extending import intrinsic
 
+    types = numba_cuda().types
     kind = types.float64 if double else types.float32
     number = ir.DoubleType() if double else ir.FloatType()
 
@@ -168,14 +173,23 @@ def memory(n: int, double: bool) -> Callable[[], Any]:
 
         return types.CPointer(kind)(), codegen
 
-    return room
+    made: Any = room
+    return made
+
+
+def _floor(double: bool) -> Any:
+    """⌊x⌋: NumPy's is unknown to numba.cuda."""
+    if simulated():
+        return np.floor
+    library = importlib.import_module("numba.cuda.libdevice")
+    return library.floor if double else library.floorf
 
 
 @functools.cache
 def names(double: bool) -> dict[str, Any]:
     """What the text of a generated module calls, by name."""
     module = ModuleType("arithmetic")
-    named = function_names(double)
+    named = arithmetic.function_names(double)
     ours = {text.split(".")[1] for text in named.values() if text.startswith("arithmetic.")}
     for name in ours:
         setattr(module, name, compiled(getattr(arithmetic, name)))
@@ -189,6 +203,7 @@ def names(double: bool) -> dict[str, Any]:
         "cuda": numba_cuda(),
         "real": np.float64 if double else np.float32,
         "arithmetic": module,
+        "floor": _floor(double),
         "exp": getattr(module, "exp_float64" if double else "exp_float32"),
         "select": select,
         "accepted": select,
@@ -229,7 +244,9 @@ def compiled(function: Any) -> Callable[..., Any]:
     space = dict(plain.__globals__)
     for name in plain.__code__.co_names:
         callee = space.get(name)
-        if hasattr(callee, "py_func") or (
+        if callee is floor:
+            space[name] = _floor(double=False)
+        elif hasattr(callee, "py_func") or (
             isinstance(callee, FunctionType) and callee.__module__ == __name__
         ):
             space[name] = compiled(callee)

@@ -13,7 +13,6 @@ from ebm_samplers.fused.cuda.kernel import CudaKernel
 from ebm_samplers.fused.cuda.parameters import CudaParameters
 from ebm_samplers.fused.cuda.source import device_source
 from ebm_samplers.fused.engine import FusedEnergy, Run, Slots, spread
-from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.trace import CannotFuse
 
 LARGEST_STATE = 128
@@ -43,8 +42,8 @@ class CudaEnergy(FusedEnergy):
     def prepare(self) -> None:
         """Arguments that are mostly the same."""
         self.layout = CudaParameters(self.layout)
-        self._ones = self._full((1, self.size), 1)
-        self._none = self._full((0, 0, self.size), 1)
+        self._unit: Tensor = self._full((1, self.size), 1)
+        self._nothing: Tensor = self._full((0, 0, self.size), 1)
         self._known_offset: tuple[Tensor | None, float] = None, 0.0
 
     def lanes(self, n_chains: int) -> int:
@@ -59,7 +58,7 @@ class CudaEnergy(FusedEnergy):
 
     def parameters(self, sampler: str, lanes: int) -> tuple[Any, float]:
         """The energy's numbers as they are now, and its additive constant."""
-        p = self.layout.now()
+        p: Any = self.layout.now()
         known, offset = self._known_offset
         if p is not known:
             kernel = self.kernel(sampler, lanes)
@@ -150,7 +149,7 @@ class CudaEnergy(FusedEnergy):
 
     def slots(self, n_chains: int, n_slots: int, keep_draws: bool = True) -> Slots:
         """Room for draws and statistics, with the chains along the last axis of the memory."""
-        draws: Any = self._none
+        draws: Any = self._nothing
         if keep_draws:
             draws = self._empty(n_slots, self.size, n_chains).permute(2, 0, 1)
         statistics: Any = self._empty(4, n_slots, n_chains).transpose(1, 2)
@@ -201,7 +200,7 @@ class CudaEnergy(FusedEnergy):
 
     def _matrix(self, values: Any) -> Tensor:
         """A mass."""
-        return self._ones if values is None else self._given(values)
+        return self._unit if values is None else self._given(values)
 
 
 @functools.lru_cache(maxsize=64)

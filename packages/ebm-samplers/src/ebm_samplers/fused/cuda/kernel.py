@@ -1,4 +1,4 @@
-"""A generated module at work on a CUDA device: compiled on first use, launched on torch's stream."""
+"""A generated module at work on a CUDA device: compiled on first use, launched on a stream."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -101,4 +101,5 @@ def jitted(space: dict[str, Any], double: bool) -> Any:
     cuda = numba_cuda()
     if simulated():
         return cuda.jit(space["chains"])
-    return cuda.jit(device.signature(space["ARGUMENTS"], double), fastmath=device.FLAGS)(space["chains"])
+    types = device.signature(space["ARGUMENTS"], double)
+    return cuda.jit(types, fastmath=device.FLAGS)(space["chains"])

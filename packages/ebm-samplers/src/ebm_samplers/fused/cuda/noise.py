@@ -12,6 +12,8 @@ from ebm_samplers.fused.cuda import device
 from ebm_samplers.fused.cuda._backend import numba_cuda, require_device, simulated
 from ebm_samplers.fused.cuda.launch import launch
 
+cuda: Any = numba_cuda()  # a global of its kernels: so the simulator wants it
+
 ARGUMENTS = {
     "out": "Reals",
     "rows": "Int",
@@ -55,7 +57,6 @@ def fill_rows(
 @functools.cache
 def _kernel(double: bool, uniform: bool) -> Any:
     require_device()
-    cuda = numba_cuda()
     function = kernel_function(double, uniform)
     if simulated():
         return cuda.jit(function)
@@ -63,8 +64,8 @@ def _kernel(double: bool, uniform: bool) -> Any:
 
 
 def kernel_function(double: bool, uniform: bool) -> Any:
-    """The kernel: a thread a block of four numbers, of which neighbours are neighbours in memory."""
-    cuda, numbers = numba_cuda(), device.block(double, uniform)
+    """The kernel: a thread for each block of four numbers, which follow one another in memory."""
+    numbers = device.block(double, uniform)
     four, three = np.uint64(4), np.uint64(3)
 
     def fill(out, rows, length, key, stream, first_chain, first_index):

@@ -24,7 +24,7 @@ class CudaParameters(Parameters):
     def __init__(self, plan: Parameters) -> None:
         self.trace, self.size = plan.trace, plan.size
         example = self.trace.values[0].example
-        self.options = {"dtype": example.dtype, "device": example.device}
+        self.options: dict[str, Any] = {"dtype": example.dtype, "device": example.device}
         self.order = [(b.number, b.turned) for b in sorted(plan.blocks, key=lambda b: b.start)]
         self.views = {}
         self.tested: dict[int, tuple[Any, ...]] = {}

@@ -19,13 +19,16 @@ from ebm_samplers.fused.program import Product, Program
 CHUNK = 4
 """Steps whose noise is made at once: the fewest that use all of each block."""
 
+WRITTEN_OUT = 33
+"""Turns up to which loops are written out: 2d + 1 for states of 16 elements."""
+
 PROLOGUE = """
 first_tile = cuda.grid(1)
 last_tile = n_chains
 memory = memory_of_tile()
 z = memory_of_normals()
 u = memory_of_uniforms()
-words = u
+words = z
 """
 OWN = {"first_tile", "last_tile", "memory", "z", "u", "words"}
 
@@ -44,8 +47,10 @@ def device_source(
     """
     constants = constants_of(program, 1, CHUNK)
     constants |= {"COALESCED": 1, "LOCAL_ROWS": 2**30, "DENSE": int(dense)}
-    energy = energy_function(program, function_names(double), 1)
-    function, constants, names = expanded_kernel(energy, sampler, constants)
+    energy = energy_function(program, function_names(double) | {"floor": "floor"}, 1)
+    function, constants, names = expanded_kernel(
+        energy, sampler, constants, WRITTEN_OUT if program.straight else 0
+    )
     arguments = {
         argument.arg: argument.annotation.id
         for argument in function.args.args

@@ -29,7 +29,7 @@ NOISE, MOMENTUM, ACCEPT = 1, 2, 3  # streams
 BETA, POTENTIAL, CHANCE, WILD, TOTAL, SIZE, FREE = 0, 1, 2, 3, 4, 5, 6
 DENSE = 0  # whether masses are matrices, not diagonals
 LOCAL_ROWS = 0  # see `codegen`
-COALESCED = 0  # whether arrays have the chains along their last axis
+COALESCED = 0  # whether there is one lane, and arrays have the chains along their last axis
 LOOPED = 0  # whether the energy's program has loops
 END = 1  # rows of the whole tile
 OPERATIONS, MANY_OPERATIONS = 1, 100  # of the energy; and with how many long registers pay
@@ -83,47 +83,63 @@ def fill(*_: Any) -> None:
 
 def enter(w, row, n_rows, values, tile, n_chains):
     """Rows from an array ``(chain, rows)``; lanes beyond the last chain repeat it."""
-    for chain in range(tile * L, tile * L + L):
-        source = chain if chain < n_chains else n_chains - 1
+    if COALESCED:
         for i in range(n_rows):
-            at = i * n_chains + source if COALESCED else source * n_rows + i
-            w[(row + i) * L + chain - tile * L] = values[at]
+            w[row + i] = values[i * n_chains + tile]
+    else:
+        for chain in range(tile * L, tile * L + L):
+            source = chain if chain < n_chains else n_chains - 1
+            for i in range(n_rows):
+                w[(row + i) * L + chain - tile * L] = values[source * n_rows + i]
 
 
 def leave(w, row, n_rows, values, tile, n_chains):
     """Rows into an array ``(chain, rows)``."""
-    stop = tile * L + L if tile * L + L < n_chains else n_chains
-    for chain in range(tile * L, stop):
+    if COALESCED:
         for i in range(n_rows):
-            at = i * n_chains + chain if COALESCED else chain * n_rows + i
-            values[at] = w[(row + i) * L + chain - tile * L]
+            values[i * n_chains + tile] = w[row + i]
+    else:
+        stop = tile * L + L if tile * L + L < n_chains else n_chains
+        for chain in range(tile * L, stop):
+            for i in range(n_rows):
+                values[chain * n_rows + i] = w[(row + i) * L + chain - tile * L]
 
 
 def note_start(w, notes, tile, n_chains):
     """Of fresh chains: E into ``notes[1, chain]``, and 1 into ``notes[2, chain]`` if not finite."""
-    stop = tile * L + L if tile * L + L < n_chains else n_chains
-    for chain in range(tile * L, stop):
-        total = w[(CURRENT + 2 * D) * L + chain - tile * L]
-        notes[n_chains + chain] = total
+    if COALESCED:
+        notes[n_chains + tile] = w[CURRENT + 2 * D]
+        total = w[CURRENT]
         for i in range(2 * D):
-            total += w[(CURRENT + i) * L + chain - tile * L]
-        notes[2 * n_chains + chain] = real(0) if abs(total) < real(np.inf) else real(1)
+            total += w[CURRENT + 1 + i]
+        notes[2 * n_chains + tile] = real(0) if abs(total) < real(np.inf) else real(1)
+    else:
+        stop = tile * L + L if tile * L + L < n_chains else n_chains
+        for chain in range(tile * L, stop):
+            total = w[(CURRENT + 2 * D) * L + chain - tile * L]
+            notes[n_chains + chain] = total
+            for i in range(2 * D):
+                total += w[(CURRENT + i) * L + chain - tile * L]
+            notes[2 * n_chains + chain] = real(0) if abs(total) < real(np.inf) else real(1)
 
 
 def record(w, draws, statistics, tile, n_chains, slot, n_slots, n_draws):
     """The state into ``draws[chain, slot]``, statistics into ``statistics[row, chain, slot]``."""
-    stop = tile * L + L if tile * L + L < n_chains else n_chains
-    for chain in range(tile * L, stop):
-        at = chain - tile * L
+    if COALESCED:
         if n_draws > 0:
             for i in range(D):
-                by_chain = (chain * n_draws + slot) * D + i
-                place = (slot * D + i) * n_chains + chain if COALESCED else by_chain
-                draws[place] = w[(CURRENT + i) * L + at]
+                draws[(slot * D + i) * n_chains + tile] = w[CURRENT + i]
         for i in range(4):
-            by_row = (i * n_chains + chain) * n_slots + slot
-            place = (i * n_slots + slot) * n_chains + chain if COALESCED else by_row
-            statistics[place] = w[(POTENTIAL + i) * L + at]
+            statistics[(i * n_slots + slot) * n_chains + tile] = w[POTENTIAL + i]
+    else:
+        stop = tile * L + L if tile * L + L < n_chains else n_chains
+        for chain in range(tile * L, stop):
+            at = chain - tile * L
+            if n_draws > 0:
+                for i in range(D):
+                    draws[(chain * n_draws + slot) * D + i] = w[(CURRENT + i) * L + at]
+            for i in range(4):
+                statistics[(i * n_chains + chain) * n_slots + slot] = w[(POTENTIAL + i) * L + at]
 
 
 def clear(w, row, n_rows):
