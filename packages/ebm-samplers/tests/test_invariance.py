@@ -159,7 +159,7 @@ BROKEN = {
         OLD_UNIFORMS,
         (
             (r"\baccept_block, count,", "0, count,"),
-            (r"\(step & 3\) \* PLANE \+ \(\(step >> 2\) - accept_block\) \* L", "0"),
+            (r"\(step & 3\) \* UNIFORM_PLANE \+ \(\(step >> 2\) - accept_block\) \* L", "0"),
         ),
     ),
     "MALA, old noise": (
