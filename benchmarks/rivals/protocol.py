@@ -100,7 +100,7 @@ class Worker:
                 program = build()
                 program.run(1)
                 first = perf_counter() - begin
-                rate, units = _calibrated(program, seconds)
+                rate, units = calibrated(program, seconds)
             except Exception as error:  # of a library: the other forms may work
                 tried[name] = {"error": f"{type(error).__name__}: {error}"[:200]}
                 continue
@@ -173,7 +173,7 @@ def _version(distribution: str) -> str:
         return f"{module.__version__} (checkout)"
 
 
-def _calibrated(program: Program, seconds: float) -> tuple[float, int]:
+def calibrated(program: Program, seconds: float) -> tuple[float, int]:
     """Steps per second of one chain, roughly, and the units that fill the wanted time.
 
     Long enough is only what was so three times: the first call of a kind may compile something.

@@ -88,13 +88,14 @@ class Loop:
         self.shape = (cell.chains, cell.dim)
         self.block = max(1, min(1024, NORMALS_AT_ONCE // (cell.chains * cell.dim)))
         self.value = cell.start
+        self.device = torch.get_default_device()
         self.reset()
         steps = {"ULA": self.langevin, "MALA": self.mala, "HMC": self.hmc}
         self.step = steps[cell.method]
 
     def reset(self) -> None:
         """Back to the start."""
-        self.x = torch.full(self.shape, self.value)
+        self.x = torch.full(self.shape, self.value, device=self.device)
 
     @torch.inference_mode()
     def run(self, n_steps: int) -> None:
@@ -103,7 +104,8 @@ class Loop:
         done = 0
         while done < n_steps:
             n = min(self.block, n_steps - done)
-            self.step(torch.randn(n, *self.shape), torch.rand(n, len(self.x)).log_())
+            noise = torch.randn(n, *self.shape, device=self.device)
+            self.step(noise, torch.rand(n, len(self.x), device=self.device).log_())
             done += n
         self.x = self.state[0]
 

@@ -63,10 +63,14 @@ def own_model(target: str) -> core.BaseModel:
 
 def build(cell: Cell, model: core.BaseModel, threads: int) -> Program:
     """A cell with a model."""
+    device = torch.get_default_device()
+    model = model.to(device)
     if cell.method == "ULA":
-        sampler = LangevinDynamics(model, step_size=cell.step)
+        sampler = LangevinDynamics(model, step_size=cell.step, device=device)
     else:
-        sampler = HamiltonianMonteCarlo(model, step_size=cell.step, n_leapfrog_steps=LEAPFROGS)
+        sampler = HamiltonianMonteCarlo(
+            model, step_size=cell.step, n_leapfrog_steps=LEAPFROGS, device=device
+        )
     start = torch.full((cell.chains, cell.dim), cell.start)
     state = {"x": start}
 

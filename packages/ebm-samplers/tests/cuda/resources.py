@@ -24,6 +24,7 @@ from ebm_samplers.fused.cuda._backend import numba_cuda
 from ebm_samplers.fused.cuda.energy import CudaEnergy
 
 TABLE = Path(__file__).with_name("resources.json")
+PAGE = Path(__file__).parents[4] / "docs" / "cuda.md"
 ARCHITECTURES = ("sm_80", "sm_90")
 SAMPLERS = ("energy", "langevin", "mala", "hmc")
 PLANE = ("double well", "rosenbrock", "mixture")  # in two dimensions, straight-line
@@ -116,5 +117,29 @@ def everything():
     }
 
 
+def page(taken):
+    """The table of the docs: sm_90."""
+    lines = [
+        "| energy | kernel | registers | stack, bytes | spilled, bytes | code, KiB |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for key, row in taken.items():
+        arch, *name, sampler = key.split()
+        if arch == ARCHITECTURES[-1]:
+            numbers = row["registers"], row["stack"], row["spills"], f"{row['code'] / 1024:.0f}"
+            lines.append(f"| {' '.join(name)} | {sampler} | {' | '.join(map(str, numbers))} |")
+    return "\n".join(lines)
+
+
+def record():
+    """Write the limits, and the docs' table."""
+    taken = everything()
+    TABLE.write_text(json.dumps(taken, indent=1) + "\n")
+    begin, end = (f"<!-- resources: {word} -->" for word in ("begin", "end"))
+    text = PAGE.read_text()
+    start, stop = text.index(begin) + len(begin), text.index(end)
+    PAGE.write_text(f"{text[:start]}\n\n{page(taken)}\n\n{text[stop:]}")
+
+
 if __name__ == "__main__":
-    TABLE.write_text(json.dumps(everything(), indent=1) + "\n")
+    record()
