@@ -6,12 +6,13 @@ do; by the layout, how many it makes at once changes nothing.
 """
 
 import math
+import warnings
 
 import torch
 from torch import Tensor
 
 from ebm_core import ConfigurationError, ShapeError
-from ebm_samplers.fused.cuda._backend import CudaUnavailableError, require_device
+from ebm_samplers.fused.cuda._backend import CudaUnavailableError
 from ebm_samplers.fused.noise import fill_rows
 
 _ELEMENTS_AT_ONCE = 2**16
@@ -61,25 +62,34 @@ def _fill(
         raise ShapeError(f"out has shape {tuple(out.shape)}", "(chain, k)", "reshape out")
     check_counter(key, stream, first_chain, len(out), first_index, out.shape[1])
     dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
-    device = out.device if out.device.type == "cuda" and _makes_noise() else torch.device("cpu")
-    direct = out.device == device and out.dtype == dtype and out.is_contiguous()
-    target = out.detach() if direct else torch.empty(out.shape, dtype=dtype, device=device)
     place = uniform, key, stream, first_chain, first_index
-    if device.type == "cuda":
-        from ebm_samplers.fused.cuda.noise import fill_rows as fill_rows_on_device
-
-        fill_rows_on_device(target, *place)
-    else:
-        fill_rows(target.numpy(), *place)
+    if out.device.type == "cuda" and not _unable and _filled_there(out, dtype, place):
+        return out
+    direct = out.device.type == "cpu" and out.dtype == dtype and out.is_contiguous()
+    target = out.detach() if direct else torch.empty(out.shape, dtype=dtype, device="cpu")
+    fill_rows(target.numpy(), *place)
     return out if direct else out.copy_(target)
 
 
-def _makes_noise() -> bool:
-    """Whether numbers can be made on CUDA devices; if not, they are made here, and copied."""
+_unable: set[str] = set()
+"""Why numbers cannot be made on CUDA devices: then they are made here, and copied."""
+
+
+def _filled_there(out: Tensor, dtype: torch.dtype, place: tuple[bool, int, int, int, int]) -> bool:
     try:
-        require_device()
-    except CudaUnavailableError:
+        from ebm_samplers.fused.cuda.noise import fill_rows as fill_rows_on_device
+
+        direct = out.dtype == dtype and out.is_contiguous()
+        target = out.detach() if direct else torch.empty_like(out, dtype=dtype).contiguous()
+        fill_rows_on_device(target, *place)
+    except Exception as error:
+        _unable.add(str(error))
+        if not isinstance(error, CudaUnavailableError):  # of which the engines warn
+            text = f"random numbers are made on the CPU and copied: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         return False
+    if not direct:
+        out.copy_(target)
     return True
 
 

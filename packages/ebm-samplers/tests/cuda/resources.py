@@ -31,6 +31,7 @@ PLANE = ("double well", "rosenbrock", "mixture")  # in two dimensions, straight-
 ENERGIES = {
     **{name: TARGETS[name] for name in (*PLANE, "images", "perceptron")},
     "funnel": (lambda dtype: funnel, (10,)),
+    "powers": (lambda dtype: lambda x: ((0.4 * x) ** 18).sum(1), (2,)),
     "dense gaussian": (lambda dtype: dense_gaussian(100, dtype), (100,)),
 }
 
@@ -71,14 +72,24 @@ def resources(name, sampler, dtype=torch.float32):
     return {arch: linked(ptx, arch) for arch in ARCHITECTURES}
 
 
-def ptx_of(function, arguments, capability=(8, 0)):
+@functools.cache
+def noise_resources(kind):
+    """Those of the kernels that fill tensors with "normals" or "uniforms"."""
+    from ebm_samplers.fused.cuda import noise
+
+    function = noise.kernel_function(False, kind == "uniforms")
+    ptx = ptx_of(function, device.signature(noise.ARGUMENTS, False).args, fastmath=device.STRICT)
+    return {arch: linked(ptx, arch) for arch in ARCHITECTURES}
+
+
+def ptx_of(function, arguments, capability=(8, 0), fastmath=device.FAST):
     """A function in the language of devices of this capability and later ones."""
     dispatcher = sys.modules["numba.cuda.dispatcher"]
     kept = dispatcher.get_current_device  # device functions ask for it, though it does not matter
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     try:
         ptx, _ = numba_cuda().compile_ptx(
-            function, tuple(arguments), cc=capability, fastmath=device.FLAGS
+            function, tuple(arguments), cc=capability, fastmath=fastmath
         )
     finally:
         dispatcher.get_current_device = kept
@@ -109,12 +120,16 @@ def linked(ptx, arch):
 
 def everything():
     """All kernels, by architecture, energy and sampler."""
-    return {
+    found = {
         f"{arch} {name} {sampler}": asdict(taken)
         for name in ENERGIES
         for sampler in SAMPLERS
         for arch, taken in resources(name, sampler).items()
     }
+    for kind in ("normals", "uniforms"):
+        for arch, taken in noise_resources(kind).items():
+            found[f"{arch} none {kind}"] = asdict(taken)
+    return found
 
 
 def page(taken):

@@ -25,13 +25,14 @@ SAMPLERS = {
 def states(name, n, dtype=torch.float32):
     shape = TARGETS[name][1]
     x = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return x.to("cuda", dtype)
+    return 0.7 * x.to("cuda", dtype)
 
 
 def energy_of(name, dtype=torch.float32):
     """On the device: a function of the targets has its tensors on the CPU."""
     with torch.device("cuda"):
         energy = as_energy(TARGETS[name][0](dtype))
+    energy.load_state_dict(as_energy(TARGETS[name][0](dtype)).state_dict())
     return energy.to("cuda")
 
 
@@ -91,6 +92,14 @@ def test_moments():
     for power, value, variance in ((1, 0, 1), (2, 1, 2), (4, 3, 96)):
         z = (x**power).mean(0).sub(value) * math.sqrt(n / variance)
         assert z.abs().max() < 5
+
+
+def test_powers_of_negative_numbers():
+    x = torch.linspace(-2, 2, 400, device="cuda").view(-1, 2)
+    energy = as_energy(lambda x: ((0.5 * x) ** 18).sum(1))
+    values, slopes = fuse(energy)(x)
+    torch.testing.assert_close(values, energy(x), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(slopes, energy.gradient(x), rtol=1e-4, atol=1e-6)
 
 
 def test_fuse():

@@ -16,7 +16,17 @@ try:
 except CudaUnavailableError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-from resources import ARCHITECTURES, ENERGIES, PLANE, SAMPLERS, TABLE, resources
+from resources import (
+    ARCHITECTURES,
+    ENERGIES,
+    PAGE,
+    PLANE,
+    SAMPLERS,
+    TABLE,
+    noise_resources,
+    page,
+    resources,
+)
 
 RECORDED = json.loads(TABLE.read_text()) if TABLE.exists() else {}
 MARGIN = 1.1
@@ -26,14 +36,31 @@ MARGIN = 1.1
 @pytest.mark.parametrize("name", ENERGIES)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_float32(arch, name, sampler):
-    have, recorded = resources(name, sampler)[arch], RECORDED[f"{arch} {name} {sampler}"]
-    assert have.doubles == 0
+    have = resources(name, sampler)[arch]
     if name in PLANE:
         assert have.spills == 0
     if sampler != "energy":
         assert have.guards >= (1 if sampler == "langevin" else 2)
+    require_within(have, RECORDED[f"{arch} {name} {sampler}"])
+
+
+@pytest.mark.parametrize("kind", ("normals", "uniforms"))
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_noise(arch, kind):
+    have = noise_resources(kind)[arch]
+    assert have.spills == have.stack == 0
+    require_within(have, RECORDED[f"{arch} none {kind}"])
+
+
+def require_within(have, recorded):
+    assert have.doubles == 0
     for field in ("registers", "stack", "spills", "code"):
         assert getattr(have, field) <= MARGIN * recorded[field], field
+
+
+def test_the_docs_have_the_table():
+    if PAGE.exists():
+        assert page(RECORDED) in PAGE.read_text()
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -26,6 +26,7 @@ SAMPLERS = ("langevin", "mala", "hmc")
 ENERGIES = {
     **{name: TARGETS[name] for name in ("double well", "rosenbrock", "mixture", "images")},
     "funnel": (lambda dtype: funnel, (3,)),
+    "powers": (lambda dtype: lambda x: ((0.4 * x) ** 18 + (x.abs() + 1) ** 2.5).sum(1), (2,)),
     "dense gaussian": (lambda dtype: dense_gaussian(12, dtype), (12,)),
 }
 STEP = {"rosenbrock": 1e-4, "mixture": 0.01, "dense gaussian": 0.05}

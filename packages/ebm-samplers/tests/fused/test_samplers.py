@@ -465,7 +465,7 @@ def test_a_call_is_one_launch(monkeypatch):
 
 
 def test_legs_grow_where_the_first_is_one_transition(monkeypatch):
-    monkeypatch.setattr(fused_chains, "OPERATIONS", 1.0)
+    monkeypatch.setattr(FusedEnergy, "seconds", lambda self, n_chains: 10.0)
     launches = []
     run = FusedEnergy.run
     monkeypatch.setattr(

@@ -265,13 +265,14 @@ class _Analysis:
                 break
             chain.append(call)
             root = call.args[0].index
-        labels = torch.arange(rows * columns).view(self.values[root].example.shape)
+        numbers = torch.arange(rows * columns, device="cpu")
+        labels = numbers.view(self.values[root].example.shape)
         for call in reversed(chain):
             labels = call.function(labels, *call.args[1:], **call.kwargs)
         labels = labels.reshape(rows, columns)
-        if labels.equal(torch.arange(rows * columns).view(rows, columns)):
+        if labels.equal(numbers.view(rows, columns)):
             return root, rows, columns, turned
-        if labels.equal(torch.arange(rows * columns).view(columns, rows).t()):
+        if labels.equal(numbers.view(columns, rows).t()):
             return root, columns, rows, not turned
         return number, rows, columns, turned
 

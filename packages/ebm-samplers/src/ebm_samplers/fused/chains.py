@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 SECONDS = 0.1
 """How long a leg may take, about."""
 
-OPERATIONS = 1e9
-"""Scalar operations a second, for the first leg."""
-
 SERIES = {"step_size", "noise_scale"}
 """Settings that kernels take."""
 
@@ -101,7 +98,7 @@ class FusedChains(Chains):
             self.parameters, self.offset = parameters, offset
             x = fused.flat(position.x)
             if not ahead:
-                return fused.start(x, kernel, lanes, parameters, offset)
+                return fused.start(x, kernel, lanes, parameters, offset, **self.constants)
             adapts = self.adapted_step_size is not None  # a launch for each transition
             if not first:  # a schedule is asked once, though the energy be traced again
                 first.append(self._series(1 if adapts else self._end(0, ahead, Plan())))
@@ -119,8 +116,8 @@ class FusedChains(Chains):
         self.packed = run.state
         if check_start and self.fused.any(run.notes[2]):
             x = self.fused.flat(position.x)
-            start = self.fused.start(x, kernel, self.lanes, self.parameters, self.offset).state
-            require_finite(self._state(start))
+            settings = kernel, self.lanes, self.parameters, self.offset
+            require_finite(self._state(self.fused.start(x, *settings, **self.constants).state))
         if sampler.adjusted and not self._is_resolved(run.largest):
             potential = run.notes[1] + self.fused.real.type(self.offset)
             if self.beta is not None:
@@ -309,8 +306,7 @@ class FusedChains(Chains):
     def _end(self, done: int, n: int, plan: Plan) -> int:
         """Where the next leg ends: with a draw, if there is one in it."""
         if not self._pace:
-            work = self.shape[0] * (self.fused.n_operations + 40 * self.fused.size)
-            self._pace = OPERATIONS * SECONDS / work
+            self._pace = SECONDS / self.fused.seconds(self.shape[0])
         end = min(n, done + max(1, int(self._pace)))
         thin = plan.thin
         if plan.stop is not None:

@@ -342,7 +342,7 @@ class _Text:
             return _extremum(node.op, *args)
         if node.op == "isnan":
             return f"{args[0]} != {args[0]}"
-        if node.op == "pow":
+        if node.op == "pow" and "pow" not in self.names:
             return f"{self.real}({args[0]} ** {args[1]})"
         return f"{self.real}({self.names[node.op]}({', '.join(args)}))"
 

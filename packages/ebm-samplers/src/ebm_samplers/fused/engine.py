@@ -31,6 +31,9 @@ REAL: dict[torch.dtype, Any] = {
     torch.float64: np.dtype(np.float64),
 }
 
+OPERATIONS = 1e9
+"""Scalar operations a second, at least."""
+
 TILE_BYTES = 2**18
 """A tile should stay in a core's second-level cache."""
 
@@ -196,8 +199,10 @@ class FusedEnergy:
             self._offset = p, self.kernel(sampler, lanes).offset(p)
         return self._offset
 
-    def start(self, x: Array, sampler: str, lanes: int, p: Array, offset: float) -> Run:
-        """A run of no transitions from positions ``(chain, d)``."""
+    def start(
+        self, x: Array, sampler: str, lanes: int, p: Array, offset: float, **constants: Any
+    ) -> Run:
+        """A run of no transitions from positions ``(chain, d)``; see `run`."""
         if sampler != "energy":
             return self.run(
                 sampler,
@@ -208,6 +213,7 @@ class FusedEnergy:
                 parameters=p,
                 offset=offset,
                 lanes=lanes,
+                **constants,
             )
         slots, notes = self.slots(len(x), 0), np.empty((3, len(x)), self.real)
         state = np.empty((len(x), 2 * self.size + 1), self.real)
@@ -359,6 +365,10 @@ class FusedEnergy:
     def any(self, flags: Any) -> bool:
         """Whether one of these numbers is not 0."""
         return bool(np.dot(flags, flags) > 0)
+
+    def seconds(self, n_chains: int) -> float:
+        """What a transition takes, guessed: it decides how long the first leg is."""
+        return n_chains * (self.n_operations + 40 * self.size) / OPERATIONS
 
     def wait(self) -> None:
         """Until what was launched has run: it has."""

@@ -17,7 +17,7 @@ import torch
 from ebm_samplers.fused.codegen import ALIGNED
 from ebm_samplers.fused.native import native
 from ebm_samplers.fused.noise import provide
-from ebm_samplers.fused.trace import CannotFuse
+from ebm_samplers.fused.trace import CannotFuse, reason_of
 
 counts: Counter[str] = Counter()
 """How often this process has "traced" an energy, loaded a kernel from disk ("cached"), and
@@ -129,8 +129,7 @@ class Kernel:
             provide(self._double)
             function, known = native(self.source, "chains")
         except Exception as error:  # the compiler's, or of Numba's own kinds
-            reason = str(error).strip().splitlines()[0]
-            raise CannotFuse(f"its kernel does not compile ({reason})") from error
+            raise CannotFuse(f"its kernel does not compile ({reason_of(error)})") from error
         self.seconds = time.perf_counter() - start
         self.cached = known or function.cached
         if not known:

@@ -86,7 +86,7 @@ class Lookup:
         Raises:
             CannotFuse: If there is no kernel that agrees with the energy, or it does not pay.
         """
-        kind = (x.shape[1:], x.dtype, x.device, torch.is_autocast_enabled("cpu"))
+        kind = (x.shape[1:], x.dtype, x.device, torch.is_autocast_enabled(x.device.type))
         found = self.known.get(kind)
         if isinstance(found, str):
             raise CannotFuse(found)

@@ -133,7 +133,7 @@ class Parameters:
         leaf = values[root]
         if leaf.leaf is None:
             return None
-        numbers = torch.arange(leaf.example.numel()).view(leaf.example.shape)
+        numbers = torch.arange(leaf.example.numel(), device="cpu").view(leaf.example.shape)
         for call in reversed(chain):
             numbers = call.function(numbers, *call.args[1:], **call.kwargs)
         if turned:

@@ -48,6 +48,12 @@ class CannotFuse(Exception):  # noqa: N818 - a reason, not an error
     """Why an energy has no fused kernel, in words that finish "it is not fused because …"."""
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of an error, or its kind if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 @dataclass(frozen=True)
 class Leaf:
     """A tensor that comes from outside: where to find it at each call.

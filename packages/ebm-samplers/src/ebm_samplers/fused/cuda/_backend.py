@@ -8,6 +8,8 @@ which kernels run as Python on a CPU: slowly, and for tests.
 import functools
 import importlib
 import os
+import re
+import warnings
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -53,7 +55,11 @@ def _tried(step: Callable[[], Any]) -> tuple[Any, tuple[str, str, str] | None]:
     try:
         return step(), None
     except _Missing as reason:
-        return None, reason.args
+        found, wanted, remedy = reason.args
+        return None, (found, wanted, remedy)
+    except Exception as error:
+        found = f"numba.cuda fails ({type(error).__name__}: {error})"
+        return None, (found, "a working driver and toolkit", INSTALL)
 
 
 def _checked(step: Callable[[], Any]) -> Any:
@@ -74,12 +80,14 @@ def _import() -> Any:
         raise _Missing(
             "numba-cuda is not installed", "numba-cuda, for kernels on CUDA states", INSTALL
         ) from None
-    if tuple(int(part) for part in version.split(".")[:2]) < LOWEST:
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < LOWEST:
         raise _Missing(f"numba-cuda is {version}", f"{LOWEST[0]}.{LOWEST[1]} or newer", INSTALL)
     if not hasattr(np, "row_stack"):  # numba-cuda 0.30 asks for it; NumPy 2.5 has dropped it
         np.row_stack = np.vstack  # noqa: NPY201
     try:
-        module = importlib.import_module("numba.cuda")
+        with warnings.catch_warnings():  # NumPy 2.5 warns of what is done at its import
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module = importlib.import_module("numba.cuda")
     except Exception as error:
         raise _Missing(
             f"numba-cuda {version} does not import ({type(error).__name__}: {error})",
@@ -99,7 +107,8 @@ def _examine() -> None:
     cuda = numba_cuda()
     if simulated():
         return
-    if not cuda.is_available():
+    driver = importlib.import_module("numba.cuda.cudadrv.driver").driver
+    if not driver.is_available:
         raise _Missing(
             f"numba.cuda finds no CUDA driver ({cuda.cuda_error()})",
             "a driver and a device",
@@ -109,12 +118,12 @@ def _examine() -> None:
         raise _Missing(
             "the compiler library of the CUDA toolkit (nvvm) is missing", "its wheels", INSTALL
         )
-    driver = importlib.import_module("numba.cuda.cudadrv.driver").driver.get_version()
+    newest = driver.get_version()
     toolkit = importlib.import_module("numba.cuda.cudadrv.runtime").runtime.get_version()
-    if driver[0] < toolkit[0]:
+    if newest[0] < toolkit[0]:
         raise _Missing(
-            f"the driver is for CUDA {driver[0]}.{driver[1]}, the toolkit is {toolkit[0]}."
+            f"the driver is for CUDA {newest[0]}.{newest[1]}, the toolkit is {toolkit[0]}."
             f"{toolkit[1]}",
             "a driver that is as new as the toolkit",
-            f"update the driver, or pip install 'ebm-samplers[cuda{driver[0]}]'",
+            f"update the driver, or pip install 'ebm-samplers[cuda{newest[0]}]'",
         )

@@ -18,11 +18,14 @@ from ebm_samplers import philox
 from ebm_samplers.fused import arithmetic
 from ebm_samplers.fused.cuda._backend import numba_cuda, simulated
 
-FLAGS = {"contract", "arcp", "nsz", "afn"}
-"""What may be done to floating point: guards against what is not finite stay."""
+FAST = True
+"""For kernels: numbers below the smallest normal one are 0, as on the CPU, and division and square
+root in float32 are to 2 units in the last place. Guards against what is not finite stay: numba.cuda
+does not tell LLVM that numbers are finite."""
 
-STRICT = {"contract"}
-"""Likewise in functions that count on the order of operations."""
+STRICT = False
+"""For functions that count on the order of operations, and for powers, of which fast ones are NaN
+for negative numbers."""
 
 _f, _i = np.float32, np.int32
 
@@ -62,6 +65,10 @@ def _sin_float32(x):
 
 def _cos_float32(x):
     return _sine_of_quarters(x, _i(1))
+
+
+def _power(x, y):
+    return x**y
 
 
 def _select(condition, a, b):
@@ -149,7 +156,7 @@ def product(n_inner: int, n_outputs: int, double: bool) -> Callable[..., None]:
                 total += w[row + k] * p[m + k * n_outputs + j]
             w[out + j] = total
 
-    return device_function(multiplied, FLAGS)
+    return device_function(multiplied, FAST)
 
 
 def memory(n: int, double: bool) -> Callable[[], Any]:
@@ -196,7 +203,7 @@ def names(double: bool) -> dict[str, Any]:
     own = {"sin_float32": _sin_float32, "cos_float32": _cos_float32}
     for name in own.keys() & ours:
         setattr(module, name, compiled(own[name]))
-    select = device_function(_select, FLAGS)
+    select = device_function(_select, FAST)
     return {
         "np": np,
         "math": math,
@@ -205,12 +212,13 @@ def names(double: bool) -> dict[str, Any]:
         "arithmetic": module,
         "floor": _floor(double),
         "exp": getattr(module, "exp_float64" if double else "exp_float32"),
+        "power": device_function(_power, STRICT),
         "select": select,
         "accepted": select,
-        "local": device_function(_same, FLAGS),
-        "work_fast": device_function(_nothing, FLAGS),
-        "use_long_registers": device_function(_nothing, FLAGS),
-        "work_as_before": device_function(_nothing_with, FLAGS),
+        "local": device_function(_same, FAST),
+        "work_fast": device_function(_nothing, FAST),
+        "use_long_registers": device_function(_nothing, FAST),
+        "work_as_before": device_function(_nothing_with, FAST),
         "fill": noise(double),
     }
 
@@ -229,11 +237,11 @@ def signature(arguments: Mapping[str, str], double: bool) -> Any:
     return types.void(*(kinds[kind] for kind in arguments.values()))
 
 
-def device_function(function: Callable[..., Any], flags: set[str]) -> Callable[..., Any]:
+def device_function(function: Callable[..., Any], fastmath: bool) -> Callable[..., Any]:
     """A function for kernels to call."""
     if simulated():
         return function
-    made: Callable[..., Any] = numba_cuda().jit(device=True, fastmath=flags)(function)
+    made: Callable[..., Any] = numba_cuda().jit(device=True, fastmath=fastmath)(function)
     return made
 
 

@@ -15,6 +15,9 @@ from ebm_samplers.fused.cuda.source import device_source
 from ebm_samplers.fused.engine import FusedEnergy, Run, Slots, spread
 from ebm_samplers.fused.trace import CannotFuse
 
+OPERATIONS, OPERATION = 1e12, 3e-9
+"""Scalar operations a second of all threads together, and seconds of one in a thread: guesses."""
+
 LARGEST_STATE = 128
 """Elements of a state that a thread may hold; beyond, torch's batches are left to it."""
 
@@ -28,11 +31,11 @@ class CudaEnergy(FusedEnergy):
 
     def __init__(self, energy: EnergyFunction, x: Tensor) -> None:
         self.device = x.device
-        numba_cuda()
         if x[0].numel() > LARGEST_STATE:
             raise CannotFuse(
                 f"states have {x[0].numel()} elements; on CUDA kernels are for {LARGEST_STATE}"
             )
+        numba_cuda()
         super().__init__(energy, x)
 
     def runs_on(self, device: torch.device) -> bool:
@@ -45,6 +48,7 @@ class CudaEnergy(FusedEnergy):
         self._unit: Tensor = self._full((1, self.size), 1)
         self._nothing: Tensor = self._full((0, 0, self.size), 1)
         self._known_offset: tuple[Tensor | None, float] = None, 0.0
+        self.wait()  # they are for all streams
 
     def lanes(self, n_chains: int) -> int:
         """A thread has one chain."""
@@ -67,10 +71,12 @@ class CudaEnergy(FusedEnergy):
             self._known_offset = p, offset
         return p, offset
 
-    def start(self, x: Any, sampler: str, lanes: int, p: Any, offset: float) -> Run:
+    def start(
+        self, x: Any, sampler: str, lanes: int, p: Any, offset: float, **constants: Any
+    ) -> Run:
         """A run of no transitions from positions ``(chain, d)``."""
         if sampler != "energy":
-            return super().start(x, sampler, lanes, p, offset)
+            return super().start(x, sampler, lanes, p, offset, **constants)
         n_chains = len(x)
         state, notes = self._empty(2 * self.size + 1, n_chains), self._empty(3, n_chains)
         given = {"p": p, "source": x.t().contiguous(), "state": state, "n_chains": n_chains}
@@ -161,7 +167,7 @@ class CudaEnergy(FusedEnergy):
 
     def flat(self, x: Tensor) -> Any:
         """States ``(chain, *event)`` as ``(chain, d)``."""
-        return x.detach().reshape(len(x), -1)
+        return x.detach().resolve_neg().reshape(len(x), -1)
 
     def copied(self, part: Any, shape: tuple[int, ...]) -> Tensor:
         """A part of a state of the chains as a tensor of its own."""
@@ -171,6 +177,11 @@ class CudaEnergy(FusedEnergy):
     def any(self, flags: Any) -> bool:
         """Whether one of these numbers is not 0; waits for the device."""
         return bool(flags.any())
+
+    def seconds(self, n_chains: int) -> float:
+        """What a transition takes, guessed from what devices can do."""
+        operations = self.n_operations + 40 * self.size
+        return max(n_chains * operations / OPERATIONS, operations * OPERATION)
 
     def wait(self) -> None:
         """Until what was launched on the current stream has run."""
@@ -205,7 +216,10 @@ class CudaEnergy(FusedEnergy):
 
 @functools.lru_cache(maxsize=64)
 def _one(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.full((1,), value, dtype=dtype, device=device)
+    one = torch.full((1,), value, dtype=dtype, device=device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()  # it is for all streams
+    return one
 
 
 def _memory(view: Any) -> Tensor:

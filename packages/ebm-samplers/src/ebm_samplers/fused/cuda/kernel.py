@@ -13,10 +13,10 @@ from ebm_samplers.fused.cuda._backend import (
     require_device,
     simulated,
 )
-from ebm_samplers.fused.cuda.launch import launch
+from ebm_samplers.fused.cuda.launch import current, launch
 from ebm_samplers.fused.kernel import counts
 from ebm_samplers.fused.native import COMPILING
-from ebm_samplers.fused.trace import CannotFuse
+from ebm_samplers.fused.trace import CannotFuse, reason_of
 
 
 class CudaKernel:
@@ -59,25 +59,24 @@ class CudaKernel:
         Raises:
             CannotFuse: If it cannot be compiled, or run there.
         """
-        call = self._jitted or self._compiled()
+        call = self._jitted or self._compiled(on)
         try:
             launch(call, self.arguments, given, n_chains, on)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise CannotFuse(f"its kernel does not run on {on} ({reason})") from error
+            raise CannotFuse(f"its kernel does not run on {on} ({reason_of(error)})") from error
 
-    def _compiled(self) -> Any:
+    def _compiled(self, on: torch.device) -> Any:
         with COMPILING:
             if self._jitted is None:
                 start = time.perf_counter()
                 try:
                     require_device()
-                    self._jitted = jitted(self.space, self.double)
+                    with current(on):
+                        self._jitted = jitted(self.space, self.double)
                 except CudaUnavailableError:
                     raise
                 except Exception as error:
-                    reason = str(error).strip().splitlines()[0]
-                    raise CannotFuse(f"its kernel does not compile ({reason})") from error
+                    raise CannotFuse(f"its kernel does not compile ({reason_of(error)})") from error
                 self.seconds = time.perf_counter() - start
                 counts["compiled"] += 1
             return self._jitted
@@ -102,4 +101,4 @@ def jitted(space: dict[str, Any], double: bool) -> Any:
     if simulated():
         return cuda.jit(space["chains"])
     types = device.signature(space["ARGUMENTS"], double)
-    return cuda.jit(types, fastmath=device.FLAGS)(space["chains"])
+    return cuda.jit(types, fastmath=device.FAST, lto=False)(space["chains"])

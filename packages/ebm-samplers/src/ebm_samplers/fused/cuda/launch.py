@@ -1,6 +1,8 @@
 """Launches: on the device of the tensors, on torch's current stream, with addresses for tensors."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,23 @@ FEWEST_BLOCKS = 128
 """Blocks of any grid: with fewer, Numba warns of low occupancy; idle ones cost next to nothing."""
 
 SIMULATED_BLOCK = 4
+
+
+@contextmanager
+def current(on: torch.device) -> Iterator[None]:
+    """Make a device the current one, for torch and for numba."""
+    if simulated():
+        yield
+        return
+    index = torch.cuda.current_device() if on.index is None else on.index
+    with torch.cuda.device(index), numba_cuda().gpus[index]:
+        yield
+
+
+@functools.lru_cache(maxsize=32)
+def _stream(handle: int) -> Any:
+    """A stream of torch's for Numba; 0 is the default one for both."""
+    return numba_cuda().external_stream(handle) if handle else 0
 
 
 def launch(
@@ -43,14 +62,12 @@ def launch(
         ]
         kernel[-(-n_threads // SIMULATED_BLOCK), SIMULATED_BLOCK](*values)
         return
-    cuda = numba_cuda()
     processors = torch.cuda.get_device_properties(on).multi_processor_count
     block = BLOCK if n_threads >= 4 * BLOCK * processors else SMALL_BLOCK
     values = [
         value.data_ptr() if isinstance(value := given[name], Tensor) else value
         for name in arguments
     ]
-    index = torch.cuda.current_device() if on.index is None else on.index
-    with torch.cuda.device(index), cuda.gpus[index]:
-        stream = cuda.external_stream(torch.cuda.current_stream(index).cuda_stream)
+    with current(on):
+        stream = _stream(torch.cuda.current_stream(on).cuda_stream)
         kernel[max(FEWEST_BLOCKS, -(-n_threads // block)), block, stream](*values)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ebm_samplers.fused.cuda import device
 from ebm_samplers.fused.cuda._backend import numba_cuda, require_device, simulated
-from ebm_samplers.fused.cuda.launch import launch
+from ebm_samplers.fused.cuda.launch import current, launch
 
 cuda: Any = numba_cuda()  # a global of its kernels: so the simulator wants it
 
@@ -50,17 +50,19 @@ def fill_rows(
         "first_index": np.uint64(first_index),
     }  # fmt: skip
     n_blocks = ((first_index & 3) + length + 3) // 4
-    launch(_kernel(out.dtype == torch.float64, uniform), ARGUMENTS, given, rows * n_blocks,
-           out.device)  # fmt: skip
+    kernel = _kernel(out.dtype == torch.float64, uniform, out.device)
+    launch(kernel, ARGUMENTS, given, rows * n_blocks, out.device)
 
 
 @functools.cache
-def _kernel(double: bool, uniform: bool) -> Any:
+def _kernel(double: bool, uniform: bool, on: torch.device) -> Any:
     require_device()
     function = kernel_function(double, uniform)
     if simulated():
         return cuda.jit(function)
-    return cuda.jit(device.signature(ARGUMENTS, double), fastmath=device.STRICT)(function)
+    types = device.signature(ARGUMENTS, double)
+    with current(on):
+        return cuda.jit(types, fastmath=device.STRICT, lto=False)(function)
 
 
 def kernel_function(double: bool, uniform: bool) -> Any:

@@ -48,8 +48,9 @@ class CudaParameters(Parameters):
             tensor = self._tensor(number, known)
             parts.append((tensor.mT if turned else tensor).reshape(-1).to(**self.options))
         self._check_matrices(known)
-        self.packed = torch.cat(parts) if parts else torch.zeros(1, **self.options)
-        return self.packed
+        packed = torch.cat(parts) if parts else torch.zeros(1, **self.options)
+        self.packed = packed
+        return packed
 
     def _check_leaves(self) -> None:
         for value in self.trace.values:

@@ -47,7 +47,9 @@ def device_source(
     """
     constants = constants_of(program, 1, CHUNK)
     constants |= {"COALESCED": 1, "LOCAL_ROWS": 2**30, "DENSE": int(dense)}
-    energy = energy_function(program, function_names(double) | {"floor": "floor"}, 1)
+    energy = energy_function(
+        program, function_names(double) | {"floor": "floor", "pow": "power"}, 1
+    )
     function, constants, names = expanded_kernel(
         energy, sampler, constants, WRITTEN_OUT if program.straight else 0
     )
