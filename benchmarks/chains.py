@@ -14,6 +14,7 @@ its steps.
 
     nox -s bench -- chains [--quick] [--resume] [--rivals NAME ...] [--settings NAME ...]
 
+``--parts overhead --rivals ours --settings "one core"`` measures a call alone, in half a minute.
 ``--report`` only writes the table of docs/benchmarks.md from the results kept.
 """
 
@@ -38,6 +39,7 @@ from rivals.cells import CHAINS, CHECK_STEPS, METHODS, TARGETS, Cell, cells
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 RIVALS = ("ours", "torch", "torchebm", "blackjax", "jax")
+PARTS = ("cells", "overhead", "compile")
 REFERENCE = "torch"
 """Whose states the others are compared with."""
 SUSPICIOUS = 5.0
@@ -50,7 +52,8 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.file = RESULTS / ("chains-quick.json" if options.quick else "chains.json")
-        some = set(options.rivals) != set(RIVALS) or set(options.methods) != set(METHODS)
+        chosen = (options.rivals, options.methods, options.parts)
+        some = any(set(a) != set(b) for a, b in zip(chosen, (RIVALS, METHODS, PARTS), strict=True))
         kept = options.resume or options.report or some
         self.found: dict[str, Any] = (
             json.loads(self.file.read_text()) if kept and self.file.exists() else {}
@@ -78,7 +81,7 @@ class Benchmark:
                         self.alone(name, workers["ours"])
                     except RivalError as error:
                         self.say(f"ours: {error}")
-                for cell in self.chosen_cells():
+                for cell in self.chosen_cells() if "cells" in self.options.parts else ():
                     self.measure(name, cell, workers)
         if "ours" in self.options.rivals and "compile" in self.options.parts:
             self.compilation()
@@ -225,7 +228,7 @@ def main() -> None:
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--settings", nargs="+", default=("one core", "all cores"))
-    parser.add_argument("--parts", nargs="*", default=("compile", "overhead"))
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--seconds", type=float, help="of one repetition")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--patience", type=float, default=8, help="seconds for a rival in a cell")
