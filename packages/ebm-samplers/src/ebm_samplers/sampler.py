@@ -83,8 +83,8 @@ class MarkovSampler(BaseSampler):
             `ebm_samplers.adaptation`): always in ``sample_chain``, in ``sample`` during ``burn_in``
             only. None: the step stays.
         engine: ``"fused"`` compiles the energy and the step into one kernel that runs whole chains
-            (on a CPU, energies that are not too large), ``"torch"`` goes step by step in torch;
-            ``"auto"`` takes the first where it can, else the second. See `explain`.
+            (on CPUs and CUDA devices, energies that are not too large), ``"torch"`` goes step by
+            step in torch; ``"auto"`` takes the first where it can, else the second. See `explain`.
 
     Raises:
         SupportError: If the energy is defined on discrete states.

@@ -118,7 +118,8 @@ class FusedChains(Chains):
             x = self.fused.flat(position.x)
             settings = kernel, self.lanes, self.parameters, self.offset
             require_finite(self._state(self.fused.start(x, *settings, **self.constants).state))
-        if sampler.adjusted and not self._is_resolved(run.largest):
+        self._start_resolved = not sampler.adjusted or self._is_resolved(run.largest)
+        if not self._start_resolved:
             potential = run.notes[1] + self.fused.real.type(self.offset)
             if self.beta is not None:
                 potential = potential * self.constants["beta"][:, 0]
@@ -194,7 +195,9 @@ class FusedChains(Chains):
                 series, _ = self._ahead
             else:
                 series = self._series(self._end(done, n, Plan()) - done)
-            accepted += float(self._advance(series, series.n).acceptance.sum())
+            run = self._advance(series, series.n)
+            if self.sampler.adjusted:
+                accepted += float(run.acceptance.sum())
             done += series.n
             if series.failure is not None:
                 raise series.failure
@@ -215,9 +218,11 @@ class FusedChains(Chains):
         if self._ahead is not None:
             _, run = self._ahead
             self._ahead = None
+            resolved = self._start_resolved
         else:
             run = self._launched(series, thin, state=self.packed, **more)
-        if self.sampler.adjusted and not self._is_resolved(run.largest):
+            resolved = not self.sampler.adjusted or self._is_resolved(run.largest)
+        if not resolved:
             check_resolution(self.fused.tensor(run.largest))
         self.packed = run.state
         self.counter += series.n
@@ -320,7 +325,7 @@ class FusedChains(Chains):
         return last_draw if last_draw > done else end
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Series:
     """The settings of transitions.
 

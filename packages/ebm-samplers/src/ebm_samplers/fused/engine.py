@@ -120,6 +120,7 @@ class FusedEnergy:
 
     Attributes:
         dtype, real, eps: Of states and energies: torch's, NumPy's, and the spacing at 1.
+        size: Elements of a state.
         n_operations: Scalar operations of one evaluation.
         checked: The kernels that agreed with torch on several states, see `lookup`.
     """
@@ -132,6 +133,7 @@ class FusedEnergy:
         self.eps = torch.finfo(x.dtype).eps
         self.trace = trace(energy, x[:1], RULES)
         self.program, self.layout = lower(self.trace)
+        self.size = self.program.size
         self.n_operations = self.program.n_operations
         self.kernels: dict[tuple[str, int, bool], Any] = {}
         self.checked: set[tuple[str, int]] = set()
@@ -147,11 +149,6 @@ class FusedEnergy:
         self._betas = np.ones((1, 1), self.real)
         self._none = np.empty((0, 0, self.size), self.real)
         self._offset: tuple[Array, float] = self._betas, 0.0
-
-    @property
-    def size(self) -> int:
-        """Elements of a state."""
-        return self.program.size
 
     @property
     def form(self) -> str:

@@ -35,7 +35,7 @@ RETRACES = 5
 """So often an energy may have changed; then it is left to torch."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Start:
     """A kernel that agrees with its energy, and chains at their start.
 
