@@ -12,7 +12,7 @@ from ebm_samplers.fused.cuda import device
 from ebm_samplers.fused.cuda._backend import numba_cuda, require_device, simulated
 from ebm_samplers.fused.cuda.launch import current, launch
 
-cuda: Any = numba_cuda()  # a global of its kernels: so the simulator wants it
+cuda: Any = None  # numba.cuda as soon as a kernel is made; a global, for the simulator wants one
 
 ARGUMENTS = {
     "out": "Reals",
@@ -67,6 +67,8 @@ def _kernel(double: bool, uniform: bool, on: torch.device) -> Any:
 
 def kernel_function(double: bool, uniform: bool) -> Any:
     """The kernel: a thread for each block of four numbers, which follow one another in memory."""
+    global cuda  # noqa: PLW0603 - this module can be imported where numba-cuda is not installed
+    cuda = numba_cuda()
     numbers = device.block(double, uniform)
     four, three = np.uint64(4), np.uint64(3)
 
