@@ -67,7 +67,7 @@ def _kernel(double: bool, uniform: bool, on: torch.device) -> Any:
 
 def kernel_function(double: bool, uniform: bool) -> Any:
     """The kernel: a thread for each block of four numbers, which follow one another in memory."""
-    global cuda  # noqa: PLW0603 - this module can be imported where numba-cuda is not installed
+    global cuda  # importable where numba-cuda is missing
     cuda = numba_cuda()
     numbers = device.block(double, uniform)
     four, three = np.uint64(4), np.uint64(3)
