@@ -2,6 +2,7 @@
 
 from ebm_samplers.acceptance import Verdict, metropolis
 from ebm_samplers.adaptation import StepSizeAdaptation
+from ebm_samplers.captured import without_graphs
 from ebm_samplers.engines import Explanation
 from ebm_samplers.fused import clear_cache, fuse
 from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
@@ -35,4 +36,5 @@ __all__ = [
     "metropolis",
     "per_chain",
     "philox4x32",
+    "without_graphs",
 ]

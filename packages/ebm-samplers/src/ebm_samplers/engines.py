@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from inspect import isfunction
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ebm_core import ConfigurationError, evaluation_mode, state_options
+from ebm_samplers.captured import CannotCapture, CapturedChains, captured_on, require_uncaptured
 from ebm_samplers.chains import Chains, Position, TorchChains
 from ebm_samplers.fused import CannotFuse, lookup
 from ebm_samplers.fused.chains import FusedChains
@@ -57,14 +59,18 @@ class Explanation:
 
 
 def open_chains(
-    sampler: "MarkovSampler", position: Position, check_start: bool, ahead: int = 0
+    sampler: "MarkovSampler", position: Position, check_start: bool, total: int, ahead: int = 0
 ) -> Chains:
-    """Chains of a sampler, on the engine that it asks for; see `TorchChains` and `FusedChains`.
+    """Chains of a sampler, on the engine that it asks for.
+
+    See `TorchChains`, `CapturedChains` (the torch engine on CUDA) and `FusedChains`.
 
     Raises:
         ConfigurationError: If it asks for the fused engine, which cannot run it.
+        ConfigurationError: If the caller is capturing a CUDA graph.
         NumericalError: As `TorchChains` and `FusedChains`.
     """
+    require_uncaptured(position.x.device)
     if sampler.engine != "torch":
         try:
             return FusedChains(sampler, kernel_of(sampler), position, check_start, ahead)
@@ -80,6 +86,9 @@ def open_chains(
                     "an energy and states that can be fused",
                     "set engine='auto', or change what the message names",
                 ) from reason
+    if captured_on(position.x.device):
+        with suppress(CannotCapture):
+            return CapturedChains(sampler, position, check_start, total)
     return TorchChains(sampler, position, check_start)
 
 

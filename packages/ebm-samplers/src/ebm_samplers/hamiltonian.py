@@ -79,7 +79,8 @@ class HamiltonianMonteCarlo(MarkovSampler):
 
     def start(self, x: Tensor, context: Context) -> State:
         """Positions with energy and gradient; fits the mass to them."""
-        context.prepared["mass"] = mass_for(self.mass, x)
+        if "mass" not in context.prepared:
+            context.prepared["mass"] = mass_for(self.mass, x)
         return self.evaluate(x)
 
     def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
@@ -94,6 +95,10 @@ class HamiltonianMonteCarlo(MarkovSampler):
         if self._spread:
             return self._lengths(uniforms(Stream.LENGTH, n))
         return self.n_leapfrog_steps
+
+    def branch(self, context: Context) -> int:
+        """The number of leapfrogs of this step."""
+        return self.length(context)
 
     def length(self, context: Context) -> int:
         """The number of leapfrogs of this step."""

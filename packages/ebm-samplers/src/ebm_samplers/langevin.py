@@ -64,8 +64,10 @@ class LangevinDynamics(MarkovSampler):
         """One Euler–Maruyama step."""
         h = context.step_size
         spread = (2 * h) ** 0.5 * context.settings["noise_scale"]
-        drift = h * context.temper(state.gradient)
-        proposal = self.evaluate(state.x - drift + spread * context.normals(Stream.NOISE))
+        velocity = context.temper(state.gradient)
+        proposal = self.evaluate(context.moved(state.x, velocity, h, spread, Stream.NOISE))
+        if not context.reports:
+            return proposal, {}
         return proposal, {"diverging": _not_finite(proposal), "n_steps": 1}
 
 
@@ -104,9 +106,9 @@ class MALA(MarkovSampler):
     def transition(self, state: State, context: Context) -> tuple[State, Statistics]:
         """One proposal and its test."""
         h = context.step_size
+        velocity, spread = context.temper(state.gradient), (2 * h) ** 0.5
+        proposal = self.evaluate(context.moved(state.x, velocity, h, spread, Stream.NOISE))
         noise = context.normals(Stream.NOISE)
-        drift = h * context.temper(state.gradient)
-        proposal = self.evaluate(state.x - drift + (2 * h) ** 0.5 * noise)
         # The way back needs the noise w - ξ with w = sqrt(h/2)·beta·(∇E + ∇E'); compare densities.
         w = (h / 2) ** 0.5 * context.temper(state.gradient + proposal.gradient)
         delta = context.temper(proposal.energy - state.energy) + per_chain(w * (w / 2 - noise))

@@ -24,7 +24,7 @@ schedules go into ``self.settings``.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -138,6 +138,14 @@ class MarkovSampler(BaseSampler):
             (gradients), and more where there is more.
         """
 
+    def branch(self, context: Context) -> Hashable:
+        """What of this step is decided on the host, and changes which operations it is made of.
+
+        For CUDA graphs: steps with equal answers are one graph. A step that looks at the values of
+        tensors on a device has no answer, and is not captured.
+        """
+        return None
+
     def start(self, x: Tensor, context: Context) -> State:
         """The state of chains at ``x``, ``(chain, *event)``."""
         return self.evaluate(x)
@@ -228,7 +236,7 @@ class MarkovSampler(BaseSampler):
         reserved = position.counter + n_steps
         ahead = n_steps
         with self._running(
-            position, reserved, adapts=True, check_start=True, ahead=ahead
+            position, reserved, n_steps, adapts=True, check_start=True, ahead=ahead
         ) as chains:
             self._last.rate = chains.advance(n_steps, self.adaptation, age=chains.counter)
             self._last.dtype = position.x.dtype
@@ -329,7 +337,9 @@ class MarkovSampler(BaseSampler):
         own = resume is None and seed is None
         follows = own or (resume is not None and position.key == self._key)
         reserved = position.counter + burn_in + n_steps if follows else 0
-        with self._running(position, reserved, adapts=own, check_start=resume is None) as chains:
+        with self._running(
+            position, reserved, burn_in + n_steps, adapts=own, check_start=resume is None
+        ) as chains:
             recorder = Recorder(chains, keep, n_steps // thin, burn_in)
             try:
                 self._run(chains, recorder, burn_in, n_steps, thin, progress, callback)
@@ -408,6 +418,7 @@ class MarkovSampler(BaseSampler):
         self,
         position: Position,
         reserved: int,
+        total: int,
         adapts: bool,
         check_start: bool,
         ahead: int = 0,
@@ -417,6 +428,7 @@ class MarkovSampler(BaseSampler):
         Args:
             position: Where they begin.
             reserved: Step at which the sampler's own stream goes on, at the least.
+            total: Transitions that they will make.
             adapts: Whether the sampler's own step becomes theirs.
             check_start: Refuse start states that are not finite.
             ahead: So many transitions will be asked for at once, with no plan; 0 if unknown.
@@ -428,7 +440,7 @@ class MarkovSampler(BaseSampler):
             if position.x.is_inference():
                 position = replace(position, x=position.x.clone())
             try:
-                chains = open_chains(self, position, check_start, ahead)
+                chains = open_chains(self, position, check_start, total, ahead)
                 vars(self)["_counter"] = max(self._counter, reserved)
                 yield chains
             finally:

@@ -19,6 +19,7 @@ except CudaUnavailableError as error:
 from resources import (
     ARCHITECTURES,
     ENERGIES,
+    NOISE,
     PAGE,
     PLANE,
     SAMPLERS,
@@ -44,7 +45,7 @@ def test_float32(arch, name, sampler):
     require_within(have, RECORDED[f"{arch} {name} {sampler}"])
 
 
-@pytest.mark.parametrize("kind", ("normals", "uniforms"))
+@pytest.mark.parametrize("kind", NOISE)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_noise(arch, kind):
     have = noise_resources(kind)[arch]

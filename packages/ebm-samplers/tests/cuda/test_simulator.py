@@ -90,6 +90,28 @@ def test_the_same_numbers(dtype, uniform):
         torch.testing.assert_close(have, want, rtol=0, atol=CLOSE[dtype])
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize(
+    ("step", "ahead", "length"), ((0, 0, 3), (5, 2, 7), (2**33, 1, 4), (3, 0, 1))
+)
+def test_numbers_whose_place_lies_in_memory(step, ahead, length, dtype):
+    from ebm_samplers.fused.cuda.noise import fill_placed, move
+
+    key = 2**63 + KEY
+    place = torch.tensor([key - 2**64, FIRST, step])
+    first = (step + ahead) * length
+    for uniform in (False, True):
+        want, have = torch.empty(3, length, dtype=dtype), torch.full((3, length), 9.0, dtype=dtype)
+        fill_rows(want.numpy(), uniform, key, 2, FIRST, first)
+        fill_placed(have, uniform, 2, place, ahead)
+        torch.testing.assert_close(have, want, rtol=0, atol=0 if uniform else CLOSE[dtype])
+    x, velocity = torch.randn(2, 3, length, dtype=dtype)
+    fill_rows(want.numpy(), False, key, 2, FIRST, first)
+    torch.testing.assert_close(
+        move(x, velocity, 0.3, 0.7, 2, place, ahead), x - 0.3 * velocity + 0.7 * want
+    )
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", ENERGIES)
 def test_the_same_chains(name, sampler):
