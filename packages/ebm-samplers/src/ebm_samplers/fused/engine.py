@@ -19,7 +19,7 @@ from torch import Tensor
 from ebm_core.energy import EnergyFunction
 from ebm_samplers.fused.codegen import module_source
 from ebm_samplers.fused.kernel import Kernel, address, counts
-from ebm_samplers.fused.lowering import lower
+from ebm_samplers.fused.lowering import lower, too_large
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.rules import RULES
 from ebm_samplers.fused.trace import CannotFuse, trace
@@ -362,6 +362,10 @@ class FusedEnergy:
     def any(self, flags: Any) -> bool:
         """Whether one of these numbers is not 0."""
         return bool(np.dot(flags, flags) > 0)
+
+    def slower(self, n_chains: int) -> str | None:
+        """Why torch would be quicker with so many chains; None if it would not."""
+        return too_large(self.n_operations, n_chains)
 
     def seconds(self, n_chains: int) -> float:
         """What a transition takes, guessed: it decides how long the first leg is."""

@@ -18,6 +18,9 @@ from ebm_samplers.fused.trace import CannotFuse
 OPERATIONS, OPERATION = 1e12, 3e-9
 """Scalar operations a second of all threads together, and seconds of one in a thread: guesses."""
 
+PAYS = 20_000
+"""Scalar operations up to which a thread is not slower than some twenty kernels: a guess."""
+
 LARGEST_STATE = 128
 """Elements of a state that a thread may hold; beyond, torch's batches are left to it."""
 
@@ -177,6 +180,15 @@ class CudaEnergy(FusedEnergy):
     def any(self, flags: Any) -> bool:
         """Whether one of these numbers is not 0; waits for the device."""
         return bool(flags.any())
+
+    def slower(self, n_chains: int) -> str | None:
+        """Why CUDA graphs of torch's kernels would be quicker."""
+        if self.n_operations <= PAYS:
+            return None
+        return (
+            f"it takes {self.n_operations:,} scalar operations at each state, and beyond {PAYS:,} "
+            "(a guess) many threads at each are quicker than one"
+        )
 
     def seconds(self, n_chains: int) -> float:
         """What a transition takes, guessed from what devices can do."""
