@@ -13,6 +13,7 @@ from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream
+from ebm_samplers.underdamped import UnderdampedLangevin
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ __all__ = [
     "Statistics",
     "StepSizeAdaptation",
     "Stream",
+    "UnderdampedLangevin",
     "Verdict",
     "clear_cache",
     "fill_normals",

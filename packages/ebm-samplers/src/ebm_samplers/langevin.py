@@ -7,13 +7,11 @@ density that differs from the target by O(h); the test of `MALA` removes the dif
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from ebm_core.energy import EnergyLike
 from ebm_samplers.acceptance import metropolis
 from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule, Setting
-from ebm_samplers.states import Context, State, Statistics, per_chain
+from ebm_samplers.states import Context, State, Statistics, not_finite, per_chain
 from ebm_samplers.streams import Stream
 
 
@@ -68,7 +66,7 @@ class LangevinDynamics(MarkovSampler):
         proposal = self.evaluate(context.moved(state.x, velocity, h, spread, Stream.NOISE))
         if not context.reports:
             return proposal, {}
-        return proposal, {"diverging": _not_finite(proposal), "n_steps": 1}
+        return proposal, {"diverging": not_finite(proposal), "n_steps": 1}
 
 
 class MALA(MarkovSampler):
@@ -118,9 +116,3 @@ class MALA(MarkovSampler):
             "diverging": verdict.diverging,
             "n_steps": 1,
         }
-
-
-def _not_finite(state: State) -> Tensor:
-    """Chains with NaN or infinity in x or E, ``(chain,)``: v - v is 0 for finite v alone."""
-    total = state.energy + per_chain(state.x)
-    return total - total != 0

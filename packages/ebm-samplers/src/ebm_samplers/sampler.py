@@ -96,12 +96,15 @@ class MarkovSampler(BaseSampler):
             without draws.
         kernel: Name of the module of `ebm_samplers.fused.kernels` that has the step as a kernel
             (class attribute); None if there is none.
+        state_class: What the chains' states are; of those of a kernel, the fields after
+            ``gradient`` are of the shape of ``x`` (class attribute).
         settings: What may be a schedule, by name.
     """
 
     adjusted: ClassVar[bool] = True
     statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "diverging", "n_steps")
     kernel: ClassVar[str | None] = None
+    state_class: ClassVar[type[State]] = State
 
     def __init__(
         self,
@@ -184,6 +187,14 @@ class MarkovSampler(BaseSampler):
 
     def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
         """What the kernel needs for a run from ``x``, by names of `FusedEnergy.run`."""
+        return {}
+
+    def kernel_carried(self, normals: Callable[[int], Tensor]) -> dict[str, Tensor]:
+        """What chains carry beside positions at their start, as `start` would give it.
+
+        Args:
+            normals: Gives, for a stream, standard normals of the first step, ``(chain, *event)``.
+        """
         return {}
 
     def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | int:

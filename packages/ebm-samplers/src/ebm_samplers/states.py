@@ -125,3 +125,9 @@ def _combined(name: str, total: Tensor | int, value: Tensor | int) -> Tensor | i
 def per_chain(values: Tensor) -> Tensor:
     """Sums over the event axes: ``(chain, *event) -> (chain,)``."""
     return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def not_finite(state: State) -> Tensor:
+    """Chains with NaN or infinity in x or E, ``(chain,)``: v - v is 0 for finite v alone."""
+    total = state.energy + per_chain(state.x)
+    return total - total != 0

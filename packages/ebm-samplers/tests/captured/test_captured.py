@@ -16,6 +16,7 @@ from ebm_samplers import (
     MarkovSampler,
     State,
     Stream,
+    UnderdampedLangevin,
     engines,
     metropolis,
     without_graphs,
@@ -99,6 +100,7 @@ MASS = torch.tensor([[2.0, 0.3], [0.3, 1.0]])
 SAMPLERS = {
     "langevin": lambda e: LangevinDynamics(e, 0.05, 0.7),
     "cooling": lambda e: LangevinDynamics(e, lambda n: 0.1 / (1 + n), lambda n: 0.9**n),
+    "underdamped": lambda e: UnderdampedLangevin(e, 0.1, 0.7),
     "mala": lambda e: MALA(e, 0.3),
     "adapting mala": lambda e: MALA(e, 0.3, target_acceptance=0.6),
     "hmc": lambda e: HamiltonianMonteCarlo(e, 0.3, 4),
