@@ -181,6 +181,9 @@ class Chains(ABC):
     def check(self) -> None:
         """Refuse energies met since the last check that are too large for accept tests."""
 
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Let go of what other chains may want."""
+
     def settings(self, n: int, adapts: bool = False) -> Iterator[dict[str, Any]]:
         """The values of all settings at each of the next ``n`` steps, at the time of that step.
 
@@ -243,6 +246,7 @@ class TorchChains(Chains):
         self.noise.open(self.counter, 1)
         self._move(next(self.settings(1)))
         try:
+            sampler.prepare(position.x, self.context)
             state = sampler.start(position.x, self.context)
         except (RuntimeError, IndexError, ShapeError) as error:
             if not _lacks_the_chain_axis(sampler.energy, position.x):

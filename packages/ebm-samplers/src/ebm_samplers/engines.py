@@ -3,7 +3,7 @@
 import functools
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import isfunction
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from ebm_core import ConfigurationError, evaluation_mode, state_options
-from ebm_samplers.captured import CannotCapture, CapturedChains, captured_on, require_uncaptured
+from ebm_samplers.captured import (
+    CannotCapture,
+    CapturedChains,
+    captured_on,
+    explained_graphs,
+    require_uncaptured,
+)
 from ebm_samplers.chains import Chains, Position, TorchChains
 from ebm_samplers.fused import CannotFuse, lookup
 from ebm_samplers.fused.chains import FusedChains
@@ -35,6 +41,8 @@ class Explanation:
         cached: Whether the kernel was compiled before, and came from disk.
         seconds: What compiling it took, or loading it.
         source: The generated module.
+        graphs: On CUDA devices, how the torch engine issues its steps: as CUDA graphs, or why not;
+            None elsewhere.
     """
 
     engine: str
@@ -45,12 +53,13 @@ class Explanation:
     cached: bool | None = None
     seconds: float | None = None
     source: str | None = None
+    graphs: str | None = None
 
     def __str__(self) -> str:
         """A line, or two."""
         line = f"engine {self.engine!r}: {self.reason}"
         if self.engine == "torch":
-            return line
+            return f"{line}\n{self.graphs}" if self.graphs else line
         origin = "loaded from the cache" if self.cached else "compiled"
         return (
             f"{line}\n{self.n_operations} scalar operations, {self.form}, {self.lanes} lanes, "
@@ -94,10 +103,10 @@ def open_chains(
 
 def explained(sampler: "MarkovSampler", x: Tensor | None) -> Explanation:
     """The engine for states like ``x``; compiles what it describes."""
-    if sampler.engine == "torch":
-        return Explanation("torch", "the sampler was made with engine='torch'")
     if x is None:
         shape = sampler.energy.event_shape
+        if shape is None and sampler.engine == "torch":
+            return Explanation("torch", "the sampler was made with engine='torch'")
         if shape is None:
             raise ConfigurationError(
                 "x is None, and the energy has no event_shape",
@@ -106,6 +115,15 @@ def explained(sampler: "MarkovSampler", x: Tensor | None) -> Explanation:
             )
         device, dtype = state_options(sampler.energy)
         x = torch.zeros(1, *shape, device=device, dtype=dtype)
+    explanation = _explained(sampler, x)
+    if explanation.engine == "fused" or not captured_on(x.device):
+        return explanation
+    return replace(explanation, graphs=explained_graphs(sampler, Position(x, key=0)))
+
+
+def _explained(sampler: "MarkovSampler", x: Tensor) -> Explanation:
+    if sampler.engine == "torch":
+        return Explanation("torch", "the sampler was made with engine='torch'")
     try:
         kernel = kernel_of(sampler)
         with evaluation_mode(sampler.energy), torch.inference_mode(False), torch.no_grad():

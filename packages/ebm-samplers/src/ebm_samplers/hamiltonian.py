@@ -77,11 +77,9 @@ class HamiltonianMonteCarlo(MarkovSampler):
         self.mass = None if mass is None else checked_mass(mass, self.energy.event_shape)
         self.jitter = check_number("jitter", jitter, at_least=0, at_most=1)
 
-    def start(self, x: Tensor, context: Context) -> State:
-        """Positions with energy and gradient; fits the mass to them."""
-        if "mass" not in context.prepared:
-            context.prepared["mass"] = mass_for(self.mass, x)
-        return self.evaluate(x)
+    def prepare(self, x: Tensor, context: Context) -> None:
+        """Fit the mass to the states."""
+        context.prepared["mass"] = mass_for(self.mass, x)
 
     def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
         """M⁻¹ and the Cholesky factor of M."""

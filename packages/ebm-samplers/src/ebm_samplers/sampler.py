@@ -149,6 +149,14 @@ class MarkovSampler(BaseSampler):
         """
         return None
 
+    def prepare(self, x: Tensor, context: Context) -> None:
+        """Put into ``context.prepared`` what transitions need, and what no state changes.
+
+        Args:
+            x: States of the kind to come, ``(chain, *event)``.
+            context: Has no settings yet.
+        """
+
     def start(self, x: Tensor, context: Context) -> State:
         """The state of chains at ``x``, ``(chain, *event)``."""
         return self.evaluate(x)
@@ -455,8 +463,10 @@ class MarkovSampler(BaseSampler):
                 vars(self)["_counter"] = max(self._counter, reserved)
                 yield chains
             finally:
-                if chains is not None and adapts and chains.adapted_step_size is not None:
-                    self._adapted_step_size = chains.adapted_step_size.item()
+                if chains is not None:
+                    chains.close()
+                    if adapts and chains.adapted_step_size is not None:
+                        self._adapted_step_size = chains.adapted_step_size.item()
 
     def _own_position(self, x: Tensor, **settings: Any) -> Position:
         if self._key is None:

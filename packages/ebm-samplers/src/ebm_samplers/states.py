@@ -41,8 +41,8 @@ class Context:
         step_size: h of this step: a float, or a scalar tensor while it adapts.
         settings: The values at this step of further scheduled settings, by name.
         beta: Inverse temperatures, ``(chain,)``, a number, or None for 1.
-        prepared: What ``start`` has made for the transitions of this run, by name (a mass fitted to
-            the states): on the context, since runs of one sampler may be nested.
+        prepared: What ``prepare`` has made, by name (a mass fitted to the kind of states): on the
+            context, since runs of one sampler may be nested.
         reports: Whether statistics other than ``acceptance_rate`` will be looked at.
     """
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from emulation import EmulatedGraph, emulate
+from emulation import EmulatedGraph, NoOrder, emulate
+from torch import Tensor
 
-from ebm_core import ConfigurationError, EnergyFunction, NumericalError, as_energy
+from ebm_core import ConfigurationError, EnergyFunction, NumericalError, ShapeError, as_energy
 from ebm_samplers import (
     MALA,
     HamiltonianMonteCarlo,
@@ -22,7 +23,9 @@ from ebm_samplers import (
     without_graphs,
 )
 from ebm_samplers.captured import CapturedChains
+from ebm_samplers.captured.catalogue import _catalogues
 from ebm_samplers.captured.chains import _leg
+from ebm_samplers.captured.noise import PlacedNoise
 from ebm_samplers.chains import Plan, TorchChains
 
 
@@ -400,24 +403,250 @@ def test_a_copy_has_graphs_of_its_own():
     )
 
 
-def test_a_branch_that_is_not_told():
-    class Alternating(LangevinDynamics):
+def test_a_capture_that_fails_in_the_middle_of_a_run(monkeypatch, opened):
+    class Alternating(MALA):
+        """Looks at a number in some steps."""
+
+        def transition(self, state, context):
+            if EmulatedGraph.count > 3:
+                float(state.x.sum())
+            return super().transition(state, context)
+
+    captured, single = pair(lambda e: Alternating(e, lambda n: 0.1 / (1 + n)))
+    monkeypatch.setattr(EmulatedGraph, "may_fail", True)
+    settings = {"n_steps": 60, "thin": 7, "burn_in": 5, "keep": "trajectory", "seed": 1}
+    have = captured.sample(states(), **settings)
+    assert EmulatedGraph.count == 4
+    want = plain(lambda: single.sample(states(), **settings))
+    close(have.trajectory, want.trajectory)
+    close(have.stats["acceptance_rate"], want.stats["acceptance_rate"])
+    close(have.stats["step_size"], want.stats["step_size"])
+    close(
+        captured.sample(n_steps=5, resume=have.resume).final,
+        single.sample(n_steps=5, resume=want.resume).final,
+    )
+    assert opened[-1] == TorchChains
+
+
+def test_shared_numbers_need_a_branch(opened):
+    class Random(LangevinDynamics):
         def transition(self, state, context):
             state, statistics = super().transition(state, context)
-            return replace(state, x=state.x if self.calls() else state.x.flip(0)), statistics
+            return self.evaluate(state.x + context.shared_uniform(Stream.LENGTH)), statistics
 
-        def calls(self):
-            return False
+    class Told(Random):
+        def branch(self, context):
+            return context.shared_uniform(Stream.LENGTH)
 
-    class Waiting(Alternating):
-        n = 0
+    for kind in (Random, Told):
+        captured, single = pair(lambda e, kind=kind: kind(e, 0.1))
+        for seed in (3, 4):
+            want = plain(lambda s=single, seed=seed: s.sample(states(), n_steps=40, seed=seed))
+            close(captured.sample(states(), n_steps=40, seed=seed).final, want.final)
+    assert opened[1::2] == [TorchChains] * 2 + [CapturedChains] * 2
 
-        def calls(self):
-            Waiting.n += 1
-            if Waiting.n > 6:
-                float(torch.ones(()))
-            return True
 
-    captured, _ = pair(lambda e: Waiting(e, 0.1))
-    with pytest.raises(ConfigurationError, match="without_graphs"):
-        captured.sample(states(), n_steps=40, seed=1)
+@pytest.mark.parametrize("once", (True, False))
+def test_what_start_prepares_is_of_each_start(once):
+    class Prepared(LangevinDynamics):
+        def start(self, x, context):
+            if not once or "scale" not in context.prepared:
+                context.prepared["scale"] = x.abs().mean()
+            return self.evaluate(x)
+
+        def transition(self, state, context):
+            state, statistics = super().transition(state, context)
+            return replace(state, x=state.x * (1 + context.prepared["scale"])), statistics
+
+    captured, single = pair(lambda e: Prepared(e, 0.01))
+    for n, x in ((33, states() / 1e3), (40, states() / 1e2), (34, states() / 1e4)):
+        close(
+            captured.sample(x, n_steps=n, seed=1).final,
+            plain(lambda x=x, n=n: single.sample(x, n_steps=n, seed=1).final),
+        )
+
+
+def test_attributes_that_change():
+    class Attributes(LangevinDynamics):
+        def transition(self, state, context):
+            state, statistics = super().transition(state, context)
+            return replace(state, x=state.x * self._factor + self.shift(1.0)), statistics
+
+    captured, single = pair(lambda e: Attributes(e, 0.01))
+    for factor, shift in ((0.5, 0.0), (0.7, 0.0), (0.7, 1.0)):
+        for sampler in (captured, single):
+            sampler._factor, sampler.shift = factor, None
+            sampler.shift = lambda x, shift=shift: x + shift
+        close(
+            captured.sample(states(), n_steps=40, seed=1).final,
+            plain(lambda: single.sample(states(), n_steps=40, seed=1).final),
+        )
+
+
+def test_attributes_whose_changes_go_unnoticed(opened):
+    captured, _ = pair(SAMPLERS["langevin"])
+    captured.numbers = {"a": 1}
+    captured.sample(states(), n_steps=40, seed=1)
+    assert opened == [TorchChains]
+
+
+def test_an_energy_with_a_gradient_of_its_own():
+    class Clipped(Network):
+        clip = 1.0
+
+        def energy_and_gradient(self, x, create_graph=False):
+            energy, gradient = super().energy_and_gradient(x, create_graph)
+            return energy, gradient.clamp(-self.clip, self.clip)
+
+    captured, single = pair(SAMPLERS["langevin"], Clipped())
+    for clip in (1.0, 0.1):
+        captured.energy.clip = clip
+        close(
+            captured.sample(states(), n_steps=40, seed=1).final,
+            plain(lambda: single.sample(states(), n_steps=40, seed=1).final),
+        )
+
+
+def test_an_interrupt_after_a_launch():
+    captured, single = pair(SAMPLERS["langevin"])
+    captured.sample(states(), n_steps=40, seed=1)
+    launch, n = EmulatedGraph.launch, 0
+
+    def interrupted(self):
+        nonlocal n
+        launch(self)
+        n += 1
+        if n == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EmulatedGraph, "launch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            captured.sample(states(), n_steps=40, seed=1)
+    close(
+        captured.sample(states(), n_steps=40, seed=1).final,
+        plain(lambda: single.sample(states(), n_steps=40, seed=1).final),
+    )
+
+
+def test_other_streams_wait_for_the_last_copy(monkeypatch):
+    captured, _ = pair(SAMPLERS["mala"])
+    captured.sample(states(), n_steps=40, seed=1)
+    log = []
+    monkeypatch.setattr(NoOrder, "log", log)
+    original = Tensor.clone
+
+    def clone(self, **more):
+        log.append("copy")
+        return original(self, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "clone", clone)
+        captured.sample_chain(states(), 5)
+        captured.sample_chain(states(), 5)
+    inner = "".join({"begin": "b", "end": "e", "launch": "l", "copy": "c"}[w] for w in log)
+    assert "b" in inner
+    for part in inner.split("b")[1:]:
+        assert part.rstrip("c").endswith("e")
+        assert "ce" in part[part.rindex("l") :]
+
+
+def test_noise_of_one_step_is_held(monkeypatch):
+    held = []
+
+    class Counting(MALA):
+        def transition(self, state, context):
+            result = super().transition(state, context)
+            if isinstance(context._noise, PlacedNoise):
+                held.append(len(context._noise._made))
+            return result
+
+    captured, _ = pair(lambda e: Counting(e, 0.1))
+    captured.sample(states(), n_steps=40, seed=1)
+    assert len(held) > 32
+    assert max(held) == 2
+
+
+def test_temperatures_in_turn_share_their_graphs():
+    captured, _ = pair(SAMPLERS["mala"])
+    counts = []
+    for _ in range(3):
+        for beta in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 2.0):
+            captured.sample(states(), n_steps=40, seed=1, beta=beta)
+        counts.append(EmulatedGraph.count)
+    assert len(set(counts)) == 1
+
+
+def test_captures_end(opened):
+    captured, _ = pair(SAMPLERS["langevin"])
+    for _ in range(4):
+        for n in range(5, 12):
+            captured.sample(states(n), n_steps=40, seed=1)
+    assert EmulatedGraph.count < 60
+    assert TorchChains in opened
+
+
+def test_schedules_are_asked_once():
+    asked = []
+
+    def schedule(step):
+        asked.append(step)
+        return 0.1
+
+    captured, _ = pair(lambda e: HamiltonianMonteCarlo(e, schedule, 4))
+    captured.sample(states(), n_steps=64, seed=1)
+    assert len(asked) < 3 * 64
+
+
+def test_numbers_that_do_not_fit_the_streams():
+    captured, _ = pair(SAMPLERS["langevin"])
+    with pytest.raises(ConfigurationError, match="first_chain"):
+        captured.sample(states(), n_steps=40, seed=1, first_chain=2**32)
+
+
+def test_a_missing_chain_axis():
+    captured, _ = pair(SAMPLERS["langevin"])
+    with pytest.raises(ShapeError, match="None"):
+        captured.sample(torch.zeros(2), n_steps=40, seed=1)
+
+
+def test_a_kept_error_does_not_keep_the_graphs(opened):
+    captured, _ = pair(SAMPLERS["langevin"])
+
+    def fail(result):
+        raise RuntimeError("kept")
+
+    with pytest.raises(RuntimeError, match="kept") as kept:
+        captured.sample(states(), n_steps=400, seed=1, callback=fail)
+    captured.sample(states(), n_steps=40, seed=1)
+    assert opened == [CapturedChains] * 2
+    assert kept.value.result is not None
+
+
+def test_memory_that_is_read_is_held():
+    net = torch.nn.Linear(2, 1)
+    captured, _ = pair(SAMPLERS["langevin"], as_energy(lambda x: net(x).squeeze(1)))
+    captured.sample(states(), n_steps=40, seed=1)
+    old = net.weight.data_ptr()
+    net.weight.data = torch.randn(1, 2)
+    gc.collect()
+    (catalogue,) = (c for s, c in _catalogues.items() if s is captured)
+    (recording,) = catalogue._recordings.values()
+    assert old in {tensor.data_ptr() for tensor in recording._inputs}
+
+
+def test_explanations(monkeypatch):
+    captured, _ = pair(SAMPLERS["langevin"])
+    assert "as CUDA graphs" in str(captured.explain(states()))
+    looking, _ = pair(lambda e: Looking(e, 0.3))
+    looking.sample(states(), n_steps=40, seed=1)
+    assert "_local_scalar_dense waits" in str(looking.explain(states()))
+    captured.numbers = {}
+    assert "'numbers'" in captured.explain(states()).graphs
+
+
+def test_autocast_is_left_to_single_steps(opened, monkeypatch):
+    monkeypatch.setattr("torch.is_autocast_enabled", lambda device="cuda": device == "cuda")
+    captured, _ = pair(SAMPLERS["langevin"])
+    captured.sample(states(), n_steps=40, seed=1)
+    assert opened == [TorchChains]

@@ -7,7 +7,8 @@ contrastive loss launches two graphs instead of some hundred kernels.
 
 - `graph`: work on a device that can be repeated.
 - `recording`: the memory that graphs of one sampler work in, and the graphs.
-- `chains`: chains that advance by launching them.
+- `catalogue`: which recordings there are of each sampler, and for which chains they do.
+- `chains`: chains that advance by launching graphs.
 
 What a graph does is frozen: kernels, addresses, numbers. What changes lies in memory that it reads:
 states, the place in the random streams, parameters of the energy, settings that vary. That frozen
@@ -15,18 +16,15 @@ parts still hold is checked at each call, as for kernels of the fused engine: th
 start states are compared with ``forward``.
 """
 
-from ebm_samplers.captured.chains import (
-    CapturedChains,
-    captured_on,
-    require_uncaptured,
-    without_graphs,
-)
-from ebm_samplers.captured.recording import CannotCapture
+from ebm_samplers.captured.catalogue import explained_graphs, without_graphs
+from ebm_samplers.captured.chains import CapturedChains, captured_on, require_uncaptured
+from ebm_samplers.captured.graph import CannotCapture
 
 __all__ = [
     "CannotCapture",
     "CapturedChains",
     "captured_on",
+    "explained_graphs",
     "require_uncaptured",
     "without_graphs",
 ]

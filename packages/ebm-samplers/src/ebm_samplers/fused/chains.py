@@ -207,7 +207,8 @@ class FusedChains(Chains):
         """What the kernel enters of the chains at their start: positions, or states."""
         x, names = position.x, self.sampler.state_class.carried
         if not names:
-            return self.fused.flat(x)
+            positions: Array = self.fused.flat(x)
+            return positions
 
         def normals(stream: int) -> Tensor:
             out = torch.empty((len(x), x[0].numel()), dtype=x.dtype, device=x.device)
@@ -216,7 +217,8 @@ class FusedChains(Chains):
 
         carried = position.carried or self.sampler.kernel_carried(normals)
         parts = [x, x, x.new_zeros(len(x), 1), *(carried[name] for name in names)]
-        return self.fused.flat(torch.cat([part.reshape(len(x), -1) for part in parts], 1))
+        states: Array = self.fused.flat(torch.cat([p.reshape(len(x), -1) for p in parts], 1))
+        return states
 
     def _read_parameters(self) -> None:
         try:
