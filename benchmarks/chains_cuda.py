@@ -1,33 +1,32 @@
-"""Chain-steps per second on a CUDA device, against TorchEBM, its Triton kernel, PyTorch by hand.
+"""Chain-steps per second on a CUDA device: TorchEBM, its Triton kernel, BlackJAX, PyTorch by hand.
 
 All in one process, since such machines come with one environment: TorchEBM is measured if it can be
-imported. A cell is a method on a target with a number of chains. All sides are prepared, and
-calibrated to a fixed time; then each is timed in turn, from a synchronised device to a synchronised
-device, and medians count. Beside the cells, how fast normals alone are made.
+imported, BlackJAX if JAX sees the device too. A cell is a method on a target with a number of
+chains. All sides are prepared, and calibrated to a fixed time; then each is timed in turn, from a
+synchronised device to a synchronised device, and medians count. Beside the cells, how fast normals
+alone are made.
 
-    nox -s bench -- chains_cuda                     # or, where there is no nox:
+    nox -s bench -- "*_cuda"                        # with training_cuda.py; where there is no nox:
     PYTHONPATH=... python benchmarks/chains_cuda.py
 
-Results go to results/chains_cuda.json, and from there to docs/cuda.md.
+Results go to results/cuda.json, and from there to docs/cuda.md.
 """
 
 import argparse
 import gc
 import importlib
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness.machine import machine
+from harness import record
 from rivals import normals, ours
 from rivals import torch as plain
 from rivals.cells import Cell, cells
 from rivals.protocol import Program, calibrated, seconds_of
 
-RESULTS = Path(__file__).parent / "results" / "chains_cuda.json"
 TARGETS = ("double well", "mixture of 8", "AR .9, 100-D")
 CHAINS = (100, 10_000, 1_000_000)
 LARGEST = 20_000_000
@@ -53,6 +52,9 @@ def triton_chain(cell: Cell) -> Program:
 def rivals(cell: Cell) -> dict[str, Callable[[], Program]]:
     """All sides of a cell."""
     found = {"ours": ours.forms(cell)["auto"], "torch": next(iter(plain.forms(cell).values()))}
+    if jax_sees(torch.get_default_device()):
+        blackjax = importlib.import_module("rivals.blackjax")
+        found |= {f"blackjax, {name}": build for name, build in blackjax.forms(cell).items()}
     try:
         torchebm = importlib.import_module("rivals.torchebm")
     except ImportError:
@@ -62,6 +64,16 @@ def rivals(cell: Cell) -> dict[str, Callable[[], Program]]:
     if cell.method == "ULA" and cell.target == "double well":
         found["torchebm, Triton"] = lambda: triton_chain(cell)
     return found
+
+
+def jax_sees(device: torch.device) -> bool:
+    """Whether BlackJAX is there, and JAX runs on such a device."""
+    try:
+        importlib.import_module("blackjax")
+        backend: str = importlib.import_module("jax").default_backend()
+    except ImportError:
+        return False
+    return (backend == "gpu") == (device.type == "cuda")
 
 
 def measured(cell: Cell, device: torch.device, seconds: float, repetitions: int) -> dict[str, Any]:
@@ -106,15 +118,13 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--chains", type=int, nargs="+", default=CHAINS)
     parser.add_argument("--targets", nargs="+", default=TARGETS)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=record.RESULTS)
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("chains_cuda: no CUDA device, nothing measured")
         return
-    found: dict[str, Any] = {"machine": machine(), "torch": torch.__version__, "cells": {}}
-    if device.type == "cuda":
-        found["device"] = torch.cuda.get_device_name(device)
+    found = record.section(device)
     with device:
         found["normals"] = {
             str(n): {
@@ -130,8 +140,7 @@ def main() -> None:
         found["cells"][str(cell)] = entry
         rates = (f"{name} {e.get('rate', float('nan')):.3g}" for name, e in entry.items())
         print(f"{cell!s:34} {', '.join(rates)}", flush=True)
-        options.results.parent.mkdir(exist_ok=True)
-        options.results.write_text(json.dumps(found, indent=1) + "\n")
+        record.keep("chains", found, options.results)
 
 
 if __name__ == "__main__":

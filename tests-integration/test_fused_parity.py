@@ -40,7 +40,7 @@ from ebm_energies import (
     UniformBox,
 )
 from ebm_models import MLPEnergy
-from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics
+from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, UnderdampedLangevin
 
 N_STEPS = 8
 COVARIANCE = [[2.0, 0.9], [0.9, 1.0]]
@@ -151,6 +151,10 @@ def samplers(case: Case, energy: EnergyFunction, x: torch.Tensor, engine: str) -
             LangevinDynamics(energy, h, engine=engine),
             LangevinDynamics(
                 energy, lambda t: h / (1 + 0.1 * t), lambda t: 1 - 0.05 * t, engine=engine
+            ),
+            UnderdampedLangevin(energy, step / 2, 1.0, engine=engine),
+            UnderdampedLangevin(
+                energy, lambda t: step / (2 + 0.1 * t), lambda t: 0.1 * t, engine=engine
             ),
         ]
     if case.sampler == "mala":

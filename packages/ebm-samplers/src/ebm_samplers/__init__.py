@@ -2,6 +2,7 @@
 
 from ebm_samplers.acceptance import Verdict, metropolis
 from ebm_samplers.adaptation import StepSizeAdaptation
+from ebm_samplers.captured import without_graphs
 from ebm_samplers.engines import Explanation
 from ebm_samplers.fused import clear_cache, fuse
 from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
@@ -12,6 +13,7 @@ from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream
+from ebm_samplers.underdamped import UnderdampedLangevin
 
 __version__ = "0.1.0"
 
@@ -27,6 +29,7 @@ __all__ = [
     "Statistics",
     "StepSizeAdaptation",
     "Stream",
+    "UnderdampedLangevin",
     "Verdict",
     "clear_cache",
     "fill_normals",
@@ -35,4 +38,5 @@ __all__ = [
     "metropolis",
     "per_chain",
     "philox4x32",
+    "without_graphs",
 ]

@@ -181,14 +181,18 @@ class Chains(ABC):
     def check(self) -> None:
         """Refuse energies met since the last check that are too large for accept tests."""
 
-    def settings(self, n: int) -> Iterator[dict[str, Any]]:
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Let go of what other chains may want."""
+
+    def settings(self, n: int, adapts: bool = False) -> Iterator[dict[str, Any]]:
         """The values of all settings at each of the next ``n`` steps, at the time of that step.
 
-        A schedule that fails has then lost none of the steps before.
+        A schedule that fails has then lost none of the steps before. An adapted step size is a
+        number, for which the host waits; with ``adapts`` it is the scalar tensor of the first step.
         """
-        held = {}
+        held: dict[str, Any] = {}
         if self.adapted_step_size is not None:
-            held["step_size"] = self.adapted_step_size.item()
+            held["step_size"] = self.adapted_step_size if adapts else self.adapted_step_size.item()
         first = self.schedule_step
         for step in range(first, first + n):
             yield {name: at.at(step) for name, at in self.sampler.settings.items()} | held
@@ -242,6 +246,7 @@ class TorchChains(Chains):
         self.noise.open(self.counter, 1)
         self._move(next(self.settings(1)))
         try:
+            sampler.prepare(position.x, self.context)
             state = sampler.start(position.x, self.context)
         except (RuntimeError, IndexError, ShapeError) as error:
             if not _lacks_the_chain_axis(sampler.energy, position.x):

@@ -2,7 +2,8 @@
 
 import functools
 import warnings
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from inspect import isfunction
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,13 @@ import torch
 from torch import Tensor
 
 from ebm_core import ConfigurationError, evaluation_mode, state_options
+from ebm_samplers.captured import (
+    CannotCapture,
+    CapturedChains,
+    captured_on,
+    explained_graphs,
+    require_uncaptured,
+)
 from ebm_samplers.chains import Chains, Position, TorchChains
 from ebm_samplers.fused import CannotFuse, lookup
 from ebm_samplers.fused.chains import FusedChains
@@ -33,6 +41,8 @@ class Explanation:
         cached: Whether the kernel was compiled before, and came from disk.
         seconds: What compiling it took, or loading it.
         source: The generated module.
+        graphs: On CUDA devices, how the torch engine issues its steps: as CUDA graphs, or why not;
+            None elsewhere.
     """
 
     engine: str
@@ -43,12 +53,13 @@ class Explanation:
     cached: bool | None = None
     seconds: float | None = None
     source: str | None = None
+    graphs: str | None = None
 
     def __str__(self) -> str:
         """A line, or two."""
         line = f"engine {self.engine!r}: {self.reason}"
         if self.engine == "torch":
-            return line
+            return f"{line}\n{self.graphs}" if self.graphs else line
         origin = "loaded from the cache" if self.cached else "compiled"
         return (
             f"{line}\n{self.n_operations} scalar operations, {self.form}, {self.lanes} lanes, "
@@ -57,14 +68,18 @@ class Explanation:
 
 
 def open_chains(
-    sampler: "MarkovSampler", position: Position, check_start: bool, ahead: int = 0
+    sampler: "MarkovSampler", position: Position, check_start: bool, total: int, ahead: int = 0
 ) -> Chains:
-    """Chains of a sampler, on the engine that it asks for; see `TorchChains` and `FusedChains`.
+    """Chains of a sampler, on the engine that it asks for.
+
+    See `TorchChains`, `CapturedChains` (the torch engine on CUDA) and `FusedChains`.
 
     Raises:
         ConfigurationError: If it asks for the fused engine, which cannot run it.
+        ConfigurationError: If the caller is capturing a CUDA graph.
         NumericalError: As `TorchChains` and `FusedChains`.
     """
+    require_uncaptured(position.x.device)
     if sampler.engine != "torch":
         try:
             return FusedChains(sampler, kernel_of(sampler), position, check_start, ahead)
@@ -80,15 +95,18 @@ def open_chains(
                     "an energy and states that can be fused",
                     "set engine='auto', or change what the message names",
                 ) from reason
+    if captured_on(position.x.device):
+        with suppress(CannotCapture):
+            return CapturedChains(sampler, position, check_start, total)
     return TorchChains(sampler, position, check_start)
 
 
 def explained(sampler: "MarkovSampler", x: Tensor | None) -> Explanation:
     """The engine for states like ``x``; compiles what it describes."""
-    if sampler.engine == "torch":
-        return Explanation("torch", "the sampler was made with engine='torch'")
     if x is None:
         shape = sampler.energy.event_shape
+        if shape is None and sampler.engine == "torch":
+            return Explanation("torch", "the sampler was made with engine='torch'")
         if shape is None:
             raise ConfigurationError(
                 "x is None, and the energy has no event_shape",
@@ -97,6 +115,15 @@ def explained(sampler: "MarkovSampler", x: Tensor | None) -> Explanation:
             )
         device, dtype = state_options(sampler.energy)
         x = torch.zeros(1, *shape, device=device, dtype=dtype)
+    explanation = _explained(sampler, x)
+    if explanation.engine == "fused" or not captured_on(x.device):
+        return explanation
+    return replace(explanation, graphs=explained_graphs(sampler, Position(x, key=0)))
+
+
+def _explained(sampler: "MarkovSampler", x: Tensor) -> Explanation:
+    if sampler.engine == "torch":
+        return Explanation("torch", "the sampler was made with engine='torch'")
     try:
         kernel = kernel_of(sampler)
         with evaluation_mode(sampler.energy), torch.inference_mode(False), torch.no_grad():

@@ -77,10 +77,9 @@ class HamiltonianMonteCarlo(MarkovSampler):
         self.mass = None if mass is None else checked_mass(mass, self.energy.event_shape)
         self.jitter = check_number("jitter", jitter, at_least=0, at_most=1)
 
-    def start(self, x: Tensor, context: Context) -> State:
-        """Positions with energy and gradient; fits the mass to them."""
+    def prepare(self, x: Tensor, context: Context) -> None:
+        """Fit the mass to the states."""
         context.prepared["mass"] = mass_for(self.mass, x)
-        return self.evaluate(x)
 
     def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
         """M⁻¹ and the Cholesky factor of M."""
@@ -94,6 +93,10 @@ class HamiltonianMonteCarlo(MarkovSampler):
         if self._spread:
             return self._lengths(uniforms(Stream.LENGTH, n))
         return self.n_leapfrog_steps
+
+    def branch(self, context: Context) -> int:
+        """The number of leapfrogs of this step."""
+        return self.length(context)
 
     def length(self, context: Context) -> int:
         """The number of leapfrogs of this step."""

@@ -7,13 +7,11 @@ density that differs from the target by O(h); the test of `MALA` removes the dif
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from ebm_core.energy import EnergyLike
 from ebm_samplers.acceptance import metropolis
 from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule, Setting
-from ebm_samplers.states import Context, State, Statistics, per_chain
+from ebm_samplers.states import Context, State, Statistics, not_finite, per_chain
 from ebm_samplers.streams import Stream
 
 
@@ -64,9 +62,11 @@ class LangevinDynamics(MarkovSampler):
         """One Euler–Maruyama step."""
         h = context.step_size
         spread = (2 * h) ** 0.5 * context.settings["noise_scale"]
-        drift = h * context.temper(state.gradient)
-        proposal = self.evaluate(state.x - drift + spread * context.normals(Stream.NOISE))
-        return proposal, {"diverging": _not_finite(proposal), "n_steps": 1}
+        velocity = context.temper(state.gradient)
+        proposal = self.evaluate(context.moved(state.x, velocity, h, spread, Stream.NOISE))
+        if not context.reports:
+            return proposal, {}
+        return proposal, {"diverging": not_finite(proposal), "n_steps": 1}
 
 
 class MALA(MarkovSampler):
@@ -104,9 +104,9 @@ class MALA(MarkovSampler):
     def transition(self, state: State, context: Context) -> tuple[State, Statistics]:
         """One proposal and its test."""
         h = context.step_size
+        velocity, spread = context.temper(state.gradient), (2 * h) ** 0.5
+        proposal = self.evaluate(context.moved(state.x, velocity, h, spread, Stream.NOISE))
         noise = context.normals(Stream.NOISE)
-        drift = h * context.temper(state.gradient)
-        proposal = self.evaluate(state.x - drift + (2 * h) ** 0.5 * noise)
         # The way back needs the noise w - ξ with w = sqrt(h/2)·beta·(∇E + ∇E'); compare densities.
         w = (h / 2) ** 0.5 * context.temper(state.gradient + proposal.gradient)
         delta = context.temper(proposal.energy - state.energy) + per_chain(w * (w / 2 - noise))
@@ -116,9 +116,3 @@ class MALA(MarkovSampler):
             "diverging": verdict.diverging,
             "n_steps": 1,
         }
-
-
-def _not_finite(state: State) -> Tensor:
-    """Chains with NaN or infinity in x or E, ``(chain,)``: v - v is 0 for finite v alone."""
-    total = state.energy + per_chain(state.x)
-    return total - total != 0

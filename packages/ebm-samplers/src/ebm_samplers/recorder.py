@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebm_core import Moments, SampleResult
 from ebm_samplers.chains import Chains, Leg, Moment, Position
-from ebm_samplers.states import State, Statistics
+from ebm_samplers.states import State, Statistics, combined
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,7 @@ class Recorder:
 
     def _sum(self, leg: Leg) -> None:
         self._n_transitions += leg.n
-        before = self._statistics
-        self._statistics = {
-            name: _combined(name, before[name], value) if name in before else value
-            for name, value in leg.statistics.items()
-        }
+        self._statistics = combined(self._statistics, leg.statistics)
 
     def _draw(self, index: int) -> None:
         state = self.chains.state
@@ -190,21 +186,6 @@ class Recorder:
                 self._buffers[name] = column.new_empty(shape)
             self._buffers[name][:, first:end] = column
         self._draws = []
-
-
-def _combined(name: str, total: Tensor | int, value: Tensor | int) -> Tensor | int:
-    """Statistics of an interval from those of its parts; of other names, the last value."""
-    match name:
-        case "acceptance_rate":
-            return torch.as_tensor(total).double() + value
-        case "n_steps":
-            return total + value
-        case "diverging":
-            return total | value
-        case "tree_depth":
-            return torch.maximum(torch.as_tensor(total), torch.as_tensor(value))
-        case _:
-            return value
 
 
 def _moments(draws: Tensor) -> Moments:

@@ -24,7 +24,7 @@ schedules go into ``self.settings``.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -96,12 +96,15 @@ class MarkovSampler(BaseSampler):
             without draws.
         kernel: Name of the module of `ebm_samplers.fused.kernels` that has the step as a kernel
             (class attribute); None if there is none.
+        state_class: What the chains' states are; of those of a kernel, the fields after
+            ``gradient`` are of the shape of ``x`` (class attribute).
         settings: What may be a schedule, by name.
     """
 
     adjusted: ClassVar[bool] = True
     statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "diverging", "n_steps")
     kernel: ClassVar[str | None] = None
+    state_class: ClassVar[type[State]] = State
 
     def __init__(
         self,
@@ -136,6 +139,22 @@ class MarkovSampler(BaseSampler):
             The next state, and statistics under ArviZ's names: ``acceptance_rate`` (needed by
             ``target_acceptance``; 0 where the proposal was not finite), ``diverging``, ``n_steps``
             (gradients), and more where there is more.
+        """
+
+    def branch(self, context: Context) -> Hashable:
+        """What of this step is decided on the host, and changes which operations it is made of.
+
+        For CUDA graphs: steps with equal answers are one graph. A step that looks at the values of
+        tensors on a device has no answer, and is not captured.
+        """
+        return None
+
+    def prepare(self, x: Tensor, context: Context) -> None:
+        """Put into ``context.prepared`` what transitions need, and what no state changes.
+
+        Args:
+            x: States of the kind to come, ``(chain, *event)``.
+            context: Has no settings yet.
         """
 
     def start(self, x: Tensor, context: Context) -> State:
@@ -176,6 +195,14 @@ class MarkovSampler(BaseSampler):
 
     def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
         """What the kernel needs for a run from ``x``, by names of `FusedEnergy.run`."""
+        return {}
+
+    def kernel_carried(self, normals: Callable[[int], Tensor]) -> dict[str, Tensor]:
+        """What chains carry beside positions at their start, as `start` would give it.
+
+        Args:
+            normals: Gives, for a stream, standard normals of the first step, ``(chain, *event)``.
+        """
         return {}
 
     def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | int:
@@ -228,7 +255,7 @@ class MarkovSampler(BaseSampler):
         reserved = position.counter + n_steps
         ahead = n_steps
         with self._running(
-            position, reserved, adapts=True, check_start=True, ahead=ahead
+            position, reserved, n_steps, adapts=True, check_start=True, ahead=ahead
         ) as chains:
             self._last.rate = chains.advance(n_steps, self.adaptation, age=chains.counter)
             self._last.dtype = position.x.dtype
@@ -329,7 +356,9 @@ class MarkovSampler(BaseSampler):
         own = resume is None and seed is None
         follows = own or (resume is not None and position.key == self._key)
         reserved = position.counter + burn_in + n_steps if follows else 0
-        with self._running(position, reserved, adapts=own, check_start=resume is None) as chains:
+        with self._running(
+            position, reserved, burn_in + n_steps, adapts=own, check_start=resume is None
+        ) as chains:
             recorder = Recorder(chains, keep, n_steps // thin, burn_in)
             try:
                 self._run(chains, recorder, burn_in, n_steps, thin, progress, callback)
@@ -408,6 +437,7 @@ class MarkovSampler(BaseSampler):
         self,
         position: Position,
         reserved: int,
+        total: int,
         adapts: bool,
         check_start: bool,
         ahead: int = 0,
@@ -417,6 +447,7 @@ class MarkovSampler(BaseSampler):
         Args:
             position: Where they begin.
             reserved: Step at which the sampler's own stream goes on, at the least.
+            total: Transitions that they will make.
             adapts: Whether the sampler's own step becomes theirs.
             check_start: Refuse start states that are not finite.
             ahead: So many transitions will be asked for at once, with no plan; 0 if unknown.
@@ -428,12 +459,14 @@ class MarkovSampler(BaseSampler):
             if position.x.is_inference():
                 position = replace(position, x=position.x.clone())
             try:
-                chains = open_chains(self, position, check_start, ahead)
+                chains = open_chains(self, position, check_start, total, ahead)
                 vars(self)["_counter"] = max(self._counter, reserved)
                 yield chains
             finally:
-                if chains is not None and adapts and chains.adapted_step_size is not None:
-                    self._adapted_step_size = chains.adapted_step_size.item()
+                if chains is not None:
+                    chains.close()
+                    if adapts and chains.adapted_step_size is not None:
+                        self._adapted_step_size = chains.adapted_step_size.item()
 
     def _own_position(self, x: Tensor, **settings: Any) -> Position:
         if self._key is None:

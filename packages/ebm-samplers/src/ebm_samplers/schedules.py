@@ -1,8 +1,9 @@
 """Settings that may change from step to step: a number, or a callable ``step -> number``.
 
 Steps count from 0 with each call of a sampler, transitions of ``burn_in`` included; ``resume`` goes
-on counting. Values are computed on the host: by the torch engine each when its step is made, by the
-fused engine for the steps of the next tenth of a second.
+on counting. Values are computed on the host: by the torch engine each when its step is made (where
+steps run as CUDA graphs, for up to 32 of them), by the fused engine for the steps of the next tenth
+of a second.
 """
 
 from collections.abc import Callable

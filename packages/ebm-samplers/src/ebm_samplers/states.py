@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ebm_samplers.noise import Noise
@@ -40,8 +41,9 @@ class Context:
         step_size: h of this step: a float, or a scalar tensor while it adapts.
         settings: The values at this step of further scheduled settings, by name.
         beta: Inverse temperatures, ``(chain,)``, a number, or None for 1.
-        prepared: What ``start`` has made for the transitions of this run, by name (a mass fitted to
-            the states): on the context, since runs of one sampler may be nested.
+        prepared: What ``prepare`` has made, by name (a mass fitted to the kind of states): on the
+            context, since runs of one sampler may be nested.
+        reports: Whether statistics other than ``acceptance_rate`` will be looked at.
     """
 
     def __init__(self, noise: Noise, beta: float | Tensor | None) -> None:
@@ -49,6 +51,7 @@ class Context:
         self.step_size: float | Tensor = 0.0
         self.settings: dict[str, float] = {}
         self.prepared: dict[str, Any] = {}
+        self.reports = True
         self._noise = noise
         self._step = 0
 
@@ -68,6 +71,25 @@ class Context:
         """One uniform in (0, 1) of this step for all chains, and for all numbers of chains."""
         return self._noise.shared_uniform(stream, self._step)
 
+    def moved(
+        self,
+        x: Tensor,
+        velocity: Tensor,
+        h: float | Tensor,
+        spread: float | Tensor,
+        stream: int,
+    ) -> Tensor:
+        """x - h·velocity + spread·ξ with the normals ξ of this step: diffusion with a drift.
+
+        Args:
+            x: ``(chain, *event)``.
+            velocity: ``(chain, *event)``.
+            h: A number, or scalar.
+            spread: Likewise.
+            stream: Of the normals.
+        """
+        return x - h * velocity + spread * self.normals(stream)
+
     def temper(self, values: Tensor) -> Tensor:
         """beta · values for energies ``(chain,)`` or gradients ``(chain, *event)``."""
         if self.beta is None:
@@ -77,6 +99,35 @@ class Context:
         return self.beta * values
 
 
+def combined(total: Statistics, new: Statistics) -> Statistics:
+    """Statistics of an interval from those of its parts, which may be single transitions."""
+    return {
+        name: _combined(name, total[name], value) if name in total else value
+        for name, value in new.items()
+    }
+
+
+def _combined(name: str, total: Tensor | int, value: Tensor | int) -> Tensor | int:
+    """Sums where the mean is wanted, and of steps; of unknown names, the last value."""
+    match name:
+        case "acceptance_rate":
+            return torch.as_tensor(total).double() + value
+        case "n_steps":
+            return total + value
+        case "diverging":
+            return total | value
+        case "tree_depth":
+            return torch.maximum(torch.as_tensor(total), torch.as_tensor(value))
+        case _:
+            return value
+
+
 def per_chain(values: Tensor) -> Tensor:
     """Sums over the event axes: ``(chain, *event) -> (chain,)``."""
     return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+
+def not_finite(state: State) -> Tensor:
+    """Chains with NaN or infinity in x or E, ``(chain,)``: v - v is 0 for finite v alone."""
+    total = state.energy + per_chain(state.x)
+    return total - total != 0

@@ -26,7 +26,7 @@ from ebm_samplers.fused.cuda.energy import CudaEnergy
 TABLE = Path(__file__).with_name("resources.json")
 PAGE = Path(__file__).parents[4] / "docs" / "cuda.md"
 ARCHITECTURES = ("sm_80", "sm_90")
-SAMPLERS = ("energy", "langevin", "mala", "hmc")
+SAMPLERS = ("energy", "langevin", "underdamped", "mala", "hmc")
 PLANE = ("double well", "rosenbrock", "mixture")  # in two dimensions, straight-line
 ENERGIES = {
     **{name: TARGETS[name] for name in (*PLANE, "images", "perceptron")},
@@ -72,13 +72,25 @@ def resources(name, sampler, dtype=torch.float32):
     return {arch: linked(ptx, arch) for arch in ARCHITECTURES}
 
 
+NOISE = {
+    "normals": ("fill", False),
+    "uniforms": ("fill", True),
+    "placed-normals": ("fill_placed", False),
+    "placed-uniforms": ("fill_placed", True),
+    "move": ("move", False),
+}
+"""The kernels for the torch engine: what they are called, and whether uniforms are wanted."""
+
+
 @functools.cache
 def noise_resources(kind):
-    """Those of the kernels that fill tensors with "normals" or "uniforms"."""
+    """What those take."""
     from ebm_samplers.fused.cuda import noise
 
-    function = noise.kernel_function(False, kind == "uniforms")
-    ptx = ptx_of(function, device.signature(noise.ARGUMENTS, False).args, fastmath=device.STRICT)
+    name, uniform = NOISE[kind]
+    function = noise.kernel_function(name, False, uniform)
+    arguments = device.signature(noise.ARGUMENTS[name], False).args
+    ptx = ptx_of(function, arguments, fastmath=device.STRICT)
     return {arch: linked(ptx, arch) for arch in ARCHITECTURES}
 
 
@@ -126,7 +138,7 @@ def everything():
         for sampler in SAMPLERS
         for arch, taken in resources(name, sampler).items()
     }
-    for kind in ("normals", "uniforms"):
+    for kind in NOISE:
         for arch, taken in noise_resources(kind).items():
             found[f"{arch} none {kind}"] = asdict(taken)
     return found

@@ -6,8 +6,16 @@ import pytest
 import torch
 from targets import TARGETS, DoubleWell
 
-from ebm_core import as_energy
-from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, fuse
+from ebm_core import ConfigurationError, as_energy
+from ebm_samplers import (
+    MALA,
+    HamiltonianMonteCarlo,
+    LangevinDynamics,
+    engines,
+    fuse,
+    without_graphs,
+)
+from ebm_samplers.captured import CapturedChains
 from ebm_samplers.noise import fill_normals, fill_uniforms
 
 pytestmark = [
@@ -72,6 +80,121 @@ def test_on_the_current_stream():
         have = sampler.sample(x + 1, n_steps=200, seed=1).final - 1
     torch.cuda.current_stream().wait_stream(side)
     assert torch.equal(have, want)
+
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(2, 64), torch.nn.SiLU(), torch.nn.Linear(64, 1)
+        )
+
+    def forward(self, x):
+        return self.layers(x).squeeze(1) + x.square().sum(1) / 2
+
+
+def torch_engine(name, energy):
+    sampler = SAMPLERS[name](energy, 0.05, engine="torch")
+    sampler.load_state_dict(sampler.state_dict() | {"key": 5})
+    return sampler
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_graphs(name, monkeypatch):
+    """Launches see fresh noise, the same as single steps; and parameters as they are."""
+    kinds = []
+    original = engines.open_chains
+
+    def noting(*args):
+        kinds.append(type(chains := original(*args)))
+        return chains
+
+    monkeypatch.setattr("ebm_samplers.sampler.open_chains", noting)
+    energy = as_energy(Network().cuda())
+    captured, single = torch_engine(name, energy), torch_engine(name, energy)
+    x = y = torch.randn(500, 2, device="cuda")
+    start = x
+    finals = []
+    for _ in range(5):
+        x = captured.sample_chain(x, 10)
+        finals.append(captured.sample_chain(start, 10))
+        with without_graphs():
+            y = single.sample_chain(y, 10)
+            single.sample_chain(start, 10)
+        apart = (x - y).abs() > 1e-3 * (1 + y.abs())
+        assert apart.any(1).sum() <= 2
+        x = y
+        with torch.no_grad():
+            energy.function.layers[0].weight.mul_(1.05)
+    assert not torch.equal(finals[-1], finals[-2])
+    assert kinds[-3] == CapturedChains
+
+
+def test_graphs_on_the_current_stream():
+    sampler = torch_engine("langevin", as_energy(Network().cuda()))
+    x = torch.randn(10_000, 2, device="cuda")
+    want = sampler.sample(x + 1, n_steps=100, seed=1).final - 1
+    for side in (torch.cuda.Stream(), torch.cuda.Stream()):
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(50_000_000)
+            have = sampler.sample(x + 1, n_steps=100, seed=1).final - 1
+        torch.cuda.current_stream().wait_stream(side)
+        torch.testing.assert_close(have, want, rtol=1e-4, atol=1e-5)
+
+
+def test_samplers_refuse_to_be_captured():
+    sampler = LangevinDynamics(DoubleWell().cuda(), 0.02)
+    x = torch.randn(10, 2, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(ConfigurationError, match="captured"), torch.cuda.graph(graph):
+        sampler.sample_chain(x, 5)
+
+
+class Looking(LangevinDynamics):
+    def transition(self, state, context):
+        assert float(state.x.sum()) < 1e9
+        return super().transition(state, context)
+
+
+def test_steps_that_wait_for_the_device_leave_no_harm():
+    energy, x = as_energy(Network().cuda()), torch.randn(100, 2, device="cuda")
+    stream = torch.cuda.current_stream()
+    sampler = Looking(energy, 0.05, engine="torch")
+    for _ in range(2):
+        sampler.sample(x, n_steps=40, seed=1)
+    assert "anew" in str(sampler.explain(x))
+    assert torch.cuda.current_stream() == stream
+    torch.cuda.empty_cache()
+    captured = torch_engine("langevin", energy)
+    captured.sample(x, n_steps=40, seed=1)
+    assert "as CUDA graphs" in str(captured.explain(x))
+
+
+def test_images():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, stride=2), torch.nn.SiLU(), torch.nn.Flatten(),
+        torch.nn.Linear(8 * 36, 1),
+    ).cuda()  # fmt: skip
+    sampler = torch_engine("langevin", as_energy(lambda x: net(x).squeeze(1), net))
+    x = torch.randn(64, 1, 14, 14, device="cuda")
+    with without_graphs():
+        want = sampler.sample(x, n_steps=40, seed=1).final
+    have = sampler.sample(x, n_steps=40, seed=1).final
+    assert "as CUDA graphs" in str(sampler.explain(x))
+    torch.testing.assert_close(have, want, rtol=1e-2, atol=1e-2)
+
+
+def test_memory_stays_as_it_is():
+    sampler = torch_engine("langevin", as_energy(Network().cuda()))
+    x = torch.randn(1000, 2, device="cuda")
+    used = []
+    for _ in range(20):
+        x = sampler.sample_chain(x, 10)
+        used.append(torch.cuda.memory_reserved())
+    assert used[-1] <= used[4]
 
 
 def test_a_million_chains_and_memory_flat_in_steps():

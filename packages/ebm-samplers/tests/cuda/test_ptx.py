@@ -19,6 +19,7 @@ except CudaUnavailableError as error:
 from resources import (
     ARCHITECTURES,
     ENERGIES,
+    NOISE,
     PAGE,
     PLANE,
     SAMPLERS,
@@ -40,11 +41,11 @@ def test_float32(arch, name, sampler):
     if name in PLANE:
         assert have.spills == 0
     if sampler != "energy":
-        assert have.guards >= (1 if sampler == "langevin" else 2)
+        assert have.guards >= (1 if sampler in ("langevin", "underdamped") else 2)
     require_within(have, RECORDED[f"{arch} {name} {sampler}"])
 
 
-@pytest.mark.parametrize("kind", ("normals", "uniforms"))
+@pytest.mark.parametrize("kind", NOISE)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_noise(arch, kind):
     have = noise_resources(kind)[arch]

@@ -8,7 +8,7 @@ import torch
 from targets import TARGETS, DoubleWell, dense_gaussian, funnel
 
 from ebm_core import as_energy
-from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, fuse
+from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, UnderdampedLangevin, fuse
 from ebm_samplers.fused.engine import FusedEnergy
 from ebm_samplers.fused.noise import fill_rows
 from ebm_samplers.philox import philox4x32
@@ -22,7 +22,7 @@ pytestmark = [
 ]
 KEY, FIRST = 2**40 + 12345, 7
 CLOSE = {torch.float32: 2e-5, torch.float64: 1e-12}
-SAMPLERS = ("langevin", "mala", "hmc")
+SAMPLERS = ("langevin", "underdamped", "mala", "hmc")
 ENERGIES = {
     **{name: TARGETS[name] for name in ("double well", "rosenbrock", "mixture", "images")},
     "funnel": (lambda dtype: funnel, (3,)),
@@ -55,7 +55,8 @@ def runs(name, sampler, dtype=torch.float32, n=6, **more):
     _, x, cpu, cuda = energies(name, dtype)
     settings = {
         "n_steps": n, "step_size": STEP.get(name, 0.05), "key": KEY, "first_chain": FIRST,
-        "first_step": 3, "lengths": 3, "thin": 1, "keep_draws": True, **more,
+        "first_step": 3, "lengths": 3, "thin": 1, "keep_draws": True,
+        "friction": 0.7 if sampler == "underdamped" else None, **more,
     }  # fmt: skip
     return [e.run(sampler, e.flat(x), **settings) for e in (cpu, cuda)]
 
@@ -88,6 +89,28 @@ def test_the_same_numbers(dtype, uniform):
         assert np.array_equal(have[0].numpy(), ((words >> 9) + 0.5) * 2.0**-23)
     else:
         torch.testing.assert_close(have, want, rtol=0, atol=CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize(
+    ("step", "ahead", "length"), ((0, 0, 3), (5, 2, 7), (2**33, 1, 4), (3, 0, 1))
+)
+def test_numbers_whose_place_lies_in_memory(step, ahead, length, dtype):
+    from ebm_samplers.fused.cuda.noise import fill_placed, move
+
+    key = 2**63 + KEY
+    place = torch.tensor([key - 2**64, FIRST, step])
+    first = (step + ahead) * length
+    for uniform in (False, True):
+        want, have = torch.empty(3, length, dtype=dtype), torch.full((3, length), 9.0, dtype=dtype)
+        fill_rows(want.numpy(), uniform, key, 2, FIRST, first)
+        fill_placed(have, uniform, 2, place, ahead)
+        torch.testing.assert_close(have, want, rtol=0, atol=0 if uniform else CLOSE[dtype])
+    x, velocity = torch.randn(2, 3, length, dtype=dtype)
+    fill_rows(want.numpy(), False, key, 2, FIRST, first)
+    torch.testing.assert_close(
+        move(x, velocity, 0.3, 0.7, 2, place, ahead), x - 0.3 * velocity + 0.7 * want
+    )
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -127,7 +150,8 @@ def test_temperatures_and_thinning():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_runs_in_pieces_are_the_run(sampler):
     _, x, _, cuda = energies("double well")
-    settings = {"step_size": 0.05, "key": KEY, "lengths": 3}
+    friction = 0.7 if sampler == "underdamped" else None
+    settings = {"step_size": 0.05, "key": KEY, "lengths": 3, "friction": friction}
     whole = cuda.run(sampler, x, n_steps=7, **settings)
     part = cuda.run(sampler, x, n_steps=3, **settings)
     rest = cuda.run(sampler, None, state=part.state, n_steps=4, first_step=3, **settings)
@@ -174,6 +198,7 @@ def test_states_that_are_not_finite():
     "make",
     (
         lambda e: LangevinDynamics(e, 0.02),
+        lambda e: UnderdampedLangevin(e, lambda step: 0.1 / (1 + step), 0.7),
         lambda e: MALA(e, lambda step: 0.05 / (1 + step)),
         lambda e: HamiltonianMonteCarlo(e, 0.1, 3),
         lambda e: HamiltonianMonteCarlo(e, 0.1, 3, mass=torch.tensor([1.0, 2.0])),

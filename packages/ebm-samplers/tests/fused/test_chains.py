@@ -11,6 +11,7 @@ from ebm_samplers.noise import fill_normals, fill_uniforms
 from ebm_samplers.streams import Stream
 
 KEY, FIRST = 2**40 + 12345, 7
+FRICTION = {"underdamped": 0.7}
 
 
 def numbers(fill, stream, n_chains, k, dtype, first=0):
@@ -62,7 +63,8 @@ def fused_chain(energy, sampler, x, steps, lengths, mass, beta, **more):
     return fused_energy(energy, x, sampler).run(
         sampler, flat, n_steps=len(steps), step_size=np.array(steps), key=KEY, first_chain=FIRST,
         lengths=np.array(lengths), inverse_mass=1 / m, mass_root=m**0.5,
-        beta=beta.reshape(-1, 1).numpy(), **{"thin": 1, "keep_draws": True, **more},
+        beta=beta.reshape(-1, 1).numpy(), friction=FRICTION.get(sampler),
+        **{"thin": 1, "keep_draws": True, **more},
     )  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def test_same_numbers_same_trajectory(name, sampler, n_chains):
         assert (torch.from_numpy(have.acceptance) - chance)[certain].abs().max() < 20 * tolerance
 
 
-@pytest.mark.parametrize("sampler", ("langevin", "mala", "hmc"))
+@pytest.mark.parametrize("sampler", ("langevin", "underdamped", "mala", "hmc"))
 def test_chunks_threads_and_numbers_of_chains_change_nothing(sampler, monkeypatch):
     energy = as_energy(TARGETS["double well"][0](torch.float32))
     x = torch.randn(300, 2, generator=torch.Generator().manual_seed(4))
@@ -128,6 +130,7 @@ def test_chunks_threads_and_numbers_of_chains_change_nothing(sampler, monkeypatc
             lengths=np.array(lengths[a:b]),
             first_chain=FIRST,
             first_step=a,
+            friction=FRICTION.get(sampler),
             state=None if cut is None else cut.state,
         )
     assert np.array_equal(cut.x, whole.x)

@@ -24,7 +24,7 @@ from ebm_samplers.fused.engine import Array, FusedEnergy, Run, Slots
 from ebm_samplers.fused.lookup import fused_start
 from ebm_samplers.fused.noise import fill_rows
 from ebm_samplers.fused.trace import CannotFuse
-from ebm_samplers.noise import check_counter
+from ebm_samplers.noise import check_counter, fill_normals
 from ebm_samplers.states import State
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SECONDS = 0.1
 """How long a leg may take, about."""
 
-SERIES = {"step_size", "noise_scale"}
+SERIES = {"step_size", "noise_scale", "friction"}
 """Settings that kernels take."""
 
 UNIFORMS = 256
@@ -96,7 +96,7 @@ class FusedChains(Chains):
         def begin(fused: FusedEnergy, lanes: int, parameters: Array, offset: float) -> Run:
             self.fused, self.lanes = fused, lanes
             self.parameters, self.offset = parameters, offset
-            x = fused.flat(position.x)
+            x = self._fresh(position)
             if not ahead:
                 return fused.start(x, kernel, lanes, parameters, offset, **self.constants)
             adapts = self.adapted_step_size is not None  # a launch for each transition
@@ -115,7 +115,7 @@ class FusedChains(Chains):
         run = fused_start(sampler.energy, position.x, kernel, if_quicker, begin).run
         self.packed = run.state
         if check_start and self.fused.any(run.notes[2]):
-            x = self.fused.flat(position.x)
+            x = self._fresh(position)
             settings = kernel, self.lanes, self.parameters, self.offset
             require_finite(self._state(self.fused.start(x, *settings, **self.constants).state))
         self._start_resolved = not sampler.adjusted or self._is_resolved(run.largest)
@@ -203,6 +203,23 @@ class FusedChains(Chains):
                 raise series.failure
         return accepted / (n * self.shape[0]) if self.sampler.adjusted else None
 
+    def _fresh(self, position: Position) -> Array:
+        """What the kernel enters of the chains at their start: positions, or states."""
+        x, names = position.x, self.sampler.state_class.carried
+        if not names:
+            positions: Array = self.fused.flat(x)
+            return positions
+
+        def normals(stream: int) -> Tensor:
+            out = torch.empty((len(x), x[0].numel()), dtype=x.dtype, device=x.device)
+            first = self.counter * out.shape[1]
+            return fill_normals(out, self.key, stream, self.first_chain, first).view(x.shape)
+
+        carried = position.carried or self.sampler.kernel_carried(normals)
+        parts = [x, x, x.new_zeros(len(x), 1), *(carried[name] for name in names)]
+        states: Array = self.fused.flat(torch.cat([p.reshape(len(x), -1) for p in parts], 1))
+        return states
+
     def _read_parameters(self) -> None:
         try:
             self.parameters, self.offset = self.fused.parameters(self.kernel, self.lanes)
@@ -258,7 +275,13 @@ class FusedChains(Chains):
     def _state(self, packed: Array) -> State:
         energy = self.fused.tensor(self.fused.energies(packed, self.offset))
         gradient = self.fused.copied(self.fused.gradients(packed), self.shape)
-        return State(self._positions(packed), energy, gradient)
+        size, state = self.fused.size, self.sampler.state_class
+        rest = packed[:, 2 * size + 1 :]
+        carried = [
+            self.fused.copied(rest[:, i * size : (i + 1) * size], self.shape)
+            for i in range(len(state.carried))
+        ]
+        return state(self._positions(packed), energy, gradient, *carried)
 
     def _positions(self, packed: Array) -> Tensor:
         return self.fused.copied(packed[:, : self.fused.size], self.shape)

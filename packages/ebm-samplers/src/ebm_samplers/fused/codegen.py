@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ebm_samplers.fused.arithmetic import NUMPY_NAMES, function_names
 from ebm_samplers.fused.expansion import expanded
 from ebm_samplers.fused.graph import Affine, Expr, Index, reachable
-from ebm_samplers.fused.kernels import compiled_text
+from ebm_samplers.fused.kernels import CARRIED, compiled_text
 from ebm_samplers.fused.program import Loop, Nest, Product, Program
 from ebm_samplers.fused.registers import simplify
 from ebm_samplers.streams import Stream
@@ -143,6 +143,7 @@ def expanded_kernel(
     Returns:
         The function ``chains``; all constants; names of numbers in it, and what they stand for.
     """
+    constants = {**constants, "CARRIED": CARRIED.get(sampler, 0) * constants["D"]}
     texts = [energy, *map(compiled_text, ("tile", sampler))]
     if sampler != "energy":
         texts.append(compiled_text("chains"))

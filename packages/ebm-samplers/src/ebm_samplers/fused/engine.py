@@ -19,7 +19,8 @@ from torch import Tensor
 from ebm_core.energy import EnergyFunction
 from ebm_samplers.fused.codegen import module_source
 from ebm_samplers.fused.kernel import Kernel, address, counts
-from ebm_samplers.fused.lowering import lower
+from ebm_samplers.fused.kernels import CARRIED
+from ebm_samplers.fused.lowering import lower, too_large
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.rules import RULES
 from ebm_samplers.fused.trace import CannotFuse, trace
@@ -166,7 +167,7 @@ class FusedEnergy:
         return 16 if n_chains <= 24 else most
 
     def kernel(self, sampler: str, lanes: int, dense: bool = False) -> Any:
-        """The kernel of a sampler ("langevin", "mala", "hmc", or "energy" for energies alone).
+        """The kernel of a sampler ("langevin", "mala", …, or "energy" for energies alone).
 
         Args:
             sampler: Whose.
@@ -220,6 +221,18 @@ class FusedEnergy:
         notes[1] = state[:, -1]  # nobody asks for more
         return Run(state, slots.draws, slots.statistics, notes)
 
+    def width(self, sampler: str) -> int:
+        """Numbers of a chain's state: position, gradient, energy, and what it carries."""
+        return (2 + CARRIED.get(sampler, 0)) * self.size + 1
+
+    def fresh(self, sampler: str, x: Array) -> Array:
+        """What a kernel enters of fresh chains at positions ``(chain, d)``; states are left so."""
+        if sampler not in CARRIED or x.shape[1] == self.width(sampler):
+            return x
+        states = np.zeros((len(x), self.width(sampler)), self.real)
+        states[:, : self.size] = x
+        return states
+
     def evaluate(
         self, x: Array, sampler: str = "energy", lanes: int | None = None
     ) -> tuple[Array, Array]:
@@ -232,12 +245,12 @@ class FusedEnergy:
     def energies(self, state: Array, offset: float) -> Array:
         """E with its additive constant, ``(chain,)``, in a state of the chains."""
         with np.errstate(over="ignore", invalid="ignore"):
-            energies: Array = state[:, -1] + self.real.type(offset)
+            energies: Array = state[:, 2 * self.size] + self.real.type(offset)
         return energies
 
     def gradients(self, state: Array) -> Array:
         """∇E, ``(chain, d)``, in a state of the chains."""
-        return state[:, self.size : -1]
+        return state[:, self.size : 2 * self.size]
 
     def run(
         self,
@@ -248,6 +261,7 @@ class FusedEnergy:
         step_size: float | Array,
         key: int,
         noise_scale: float | Array = 1.0,
+        friction: float | Array | None = None,
         lengths: int | Array = 1,
         inverse_mass: Array | None = None,
         mass_root: Array | None = None,
@@ -265,13 +279,15 @@ class FusedEnergy:
         """Advance chains by ``n_steps`` transitions.
 
         Args:
-            sampler: "langevin", "mala" or "hmc".
+            sampler: The name of a module of `kernels`.
             x: Positions of fresh chains, ``(chain, d)``, of this energy's dtype; not modified. None
-                to go on from ``state``.
+                to go on from ``state``. Chains that carry more give that as a state, in which
+                energy and gradient do not matter; else it is 0.
             n_steps: Number of transitions.
             step_size: h, a number, or one for each transition.
             key: The 64-bit seed.
             noise_scale: Likewise (Langevin).
+            friction: Likewise (underdamped Langevin).
             lengths: Leapfrogs, likewise (HMC).
             inverse_mass: M⁻¹, ``(1, d)`` (a diagonal) or ``(d, d)``.
             mass_root: The lower Cholesky factor of M, likewise.
@@ -286,7 +302,7 @@ class FusedEnergy:
             offset: Likewise.
             lanes: Chains of a tile; None for what suits their number.
         """
-        source = state if x is None else _plain(x, self.real)
+        source = state if x is None else _plain(self.fresh(sampler, x), self.real)
         assert source is not None
         n_chains, real = len(source), self.real
         lanes = lanes or self.lanes(n_chains)
@@ -295,7 +311,7 @@ class FusedEnergy:
         thin = thin or max(n_steps, 1)
         # one piece of memory: to ask for it, and for its address, takes as long as some arithmetic
         n_slots = 0 if slots else n_steps // thin
-        n_state, n_notes = n_chains * (2 * self.size + 1), 3 * n_chains
+        n_state, n_notes = n_chains * self.width(sampler), 3 * n_chains
         memory = np.empty(n_state + n_notes + 4 * n_chains * n_slots, real)
         state_at = address(memory)
         notes_at = state_at + n_state * real.itemsize
@@ -312,7 +328,7 @@ class FusedEnergy:
             memory[n_state : n_state + n_notes].reshape(3, n_chains),
         )
         sizes, sizes_at = _column(step_size, real)
-        spreads, spreads_at = _column(spread(step_size, noise_scale), real)
+        spreads, spreads_at = _column(spread(step_size, noise_scale, friction), real)
         leaps, leaps_at = _column(lengths, np.int64)
         mass = self._ones if inverse_mass is None else _plain(inverse_mass, real)
         operations = (int(leaps[0]) if len(leaps) else 1) * self.n_operations  # about
@@ -363,6 +379,10 @@ class FusedEnergy:
         """Whether one of these numbers is not 0."""
         return bool(np.dot(flags, flags) > 0)
 
+    def slower(self, n_chains: int) -> str | None:
+        """Why torch would be quicker with so many chains; None if it would not."""
+        return too_large(self.n_operations, n_chains)
+
     def seconds(self, n_chains: int) -> float:
         """What a transition takes, guessed: it decides how long the first leg is."""
         return n_chains * (self.n_operations + 40 * self.size) / OPERATIONS
@@ -388,8 +408,16 @@ class FusedEnergy:
         return betas
 
 
-def spread(step_size: float | Array, noise_scale: float | Array) -> float | Array:
-    """sqrt(2h)·noise_scale, the standard deviation of Langevin steps."""
+def spread(
+    step_size: float | Array, noise_scale: float | Array, friction: float | Array | None
+) -> float | Array:
+    """The second number of each transition: how much noise there is, or how much momentum is kept.
+
+    sqrt(2h)·noise_scale, the standard deviation of Langevin steps; with friction exp(-γh).
+    """
+    if friction is not None:
+        kept: float | Array = np.exp(-np.asarray(friction) * step_size)
+        return kept if isinstance(step_size, np.ndarray) else float(kept)
     if isinstance(step_size, np.ndarray):
         spreads: Array = np.sqrt(2.0 * step_size) * noise_scale
         return spreads

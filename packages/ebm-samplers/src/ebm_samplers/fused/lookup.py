@@ -10,7 +10,7 @@ of a batch has no kernel.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,9 +20,10 @@ from torch import Tensor
 from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mode
 from ebm_core.errors import ConfigurationError
 from ebm_samplers.fused.engine import Array, FusedEnergy, Run
-from ebm_samplers.fused.lowering import too_large
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.trace import CannotFuse
+
+T = TypeVar("T")
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 """How far energies of kernel and torch may be apart, relative to 1 + |E - offset|; gradients ten
@@ -166,7 +167,7 @@ def fused_start(
             its kernel no longer agrees with it.
         x: Start states, ``(chain, *event)``.
         sampler: Whose kernel, see `FusedEnergy.kernel`.
-        if_quicker: Refuse where torch is quicker, see `too_large`.
+        if_quicker: Refuse where torch is quicker, see `FusedEnergy.slower`.
         begin: Launches the sampler's kernel on ``x``; None for a run of no transitions.
 
     Raises:
@@ -185,7 +186,7 @@ def fused_energy(energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> 
 
 
 def _require_gain(fused: FusedEnergy, x: Tensor, if_quicker: bool) -> None:
-    reason = too_large(fused.n_operations, len(x)) if if_quicker else None
+    reason = fused.slower(len(x)) if if_quicker else None
     if reason is not None:
         raise NoGain(reason)
 
@@ -202,7 +203,7 @@ def compared(
     p, offset = fused.parameters(sampler, lanes)
     if (sampler, lanes) not in fused.checked:
         _compare_thoroughly(fused, energy, x, sampler, lanes)
-    want = energy(x if len(x) <= STATES else x[:STATES])
+    want = _exactly(energy, x if len(x) <= STATES else x[:STATES])
     if begin is None:
         run = fused.start(fused.flat(x), sampler, lanes, p, offset)
     else:
@@ -222,7 +223,7 @@ def _compare_thoroughly(
     states = torch.cat([x, _neighbours(x)])
     p, offset = fused.parameters(sampler, lanes)
     run = fused.start(fused.flat(states), sampler, lanes, p, offset)
-    want, slope = energy.energy_and_gradient(states)
+    want, slope = _exactly(energy.energy_and_gradient, states)
     _require_close(fused, run, offset, want, len(states))
     tolerance = 10 * TOLERANCE[fused.dtype]
     slopes = fused.gradients(run.state).tolist()
@@ -232,6 +233,18 @@ def _compare_thoroughly(
             raise CannotFuse("the kernel's gradient differs from autograd's")
     if want.isfinite().sum() >= 3:
         fused.checked.add((sampler, lanes))
+
+
+def _exactly(function: Callable[[Tensor], T], x: Tensor) -> T:
+    """Call it with float32 products in float32, as in kernels, whatever the user prefers."""
+    preferred = torch.get_float32_matmul_precision()
+    if preferred == "highest":
+        return function(x)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return function(x)
+    finally:
+        torch.set_float32_matmul_precision(preferred)
 
 
 def _require_close(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int) -> None:

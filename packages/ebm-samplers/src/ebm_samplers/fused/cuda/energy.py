@@ -13,10 +13,14 @@ from ebm_samplers.fused.cuda.kernel import CudaKernel
 from ebm_samplers.fused.cuda.parameters import CudaParameters
 from ebm_samplers.fused.cuda.source import device_source
 from ebm_samplers.fused.engine import FusedEnergy, Run, Slots, spread
+from ebm_samplers.fused.kernels import CARRIED
 from ebm_samplers.fused.trace import CannotFuse
 
 OPERATIONS, OPERATION = 1e12, 3e-9
 """Scalar operations a second of all threads together, and seconds of one in a thread: guesses."""
+
+PAYS = 20_000
+"""Scalar operations up to which a thread is not slower than some twenty kernels: a guess."""
 
 LARGEST_STATE = 128
 """Elements of a state that a thread may hold; beyond, torch's batches are left to it."""
@@ -94,6 +98,7 @@ class CudaEnergy(FusedEnergy):
         step_size: Any,
         key: int,
         noise_scale: Any = 1.0,
+        friction: Any = None,
         lengths: Any = 1,
         inverse_mass: Any = None,
         mass_root: Any = None,
@@ -109,7 +114,7 @@ class CudaEnergy(FusedEnergy):
         lanes: int | None = None,
     ) -> Run:
         """Advance chains by ``n_steps`` transitions; see `FusedEnergy.run`."""
-        rows = state if x is None else x
+        rows = state if x is None else self.fresh(sampler, x)
         assert rows is not None
         n_chains = len(rows)
         if parameters is None or offset is None:
@@ -117,9 +122,9 @@ class CudaEnergy(FusedEnergy):
         thin = thin or max(n_steps, 1)
         if slots is None:
             slots = self.slots(n_chains, n_steps // thin, keep_draws)
-        after, notes = self._empty(2 * self.size + 1, n_chains), self._empty(3, n_chains)
+        after, notes = self._empty(self.width(sampler), n_chains), self._empty(3, n_chains)
         sizes = self._column(step_size, self.dtype)
-        spreads = self._column(spread(step_size, noise_scale), self.dtype)
+        spreads = self._column(spread(step_size, noise_scale, friction), self.dtype)
         leaps = self._column(lengths, torch.int64)
         mass = self._matrix(inverse_mass)
         given = {
@@ -153,6 +158,13 @@ class CudaEnergy(FusedEnergy):
         self.kernel(sampler, 1, len(mass) > 1)(given, n_chains, self.device)
         return Run(after.t(), slots.draws, slots.statistics, notes)  # type: ignore[arg-type]
 
+    def fresh(self, sampler: str, x: Any) -> Any:
+        """What a kernel enters of fresh chains at positions ``(chain, d)``."""
+        missing = self.width(sampler) - x.shape[1]
+        if sampler not in CARRIED or not missing:
+            return x
+        return torch.nn.functional.pad(x, (0, missing))
+
     def slots(self, n_chains: int, n_slots: int, keep_draws: bool = True) -> Slots:
         """Room for draws and statistics, with the chains along the last axis of the memory."""
         draws: Any = self._nothing
@@ -163,7 +175,7 @@ class CudaEnergy(FusedEnergy):
 
     def energies(self, state: Any, offset: float) -> Any:
         """E with its additive constant, ``(chain,)``, in a state of the chains."""
-        return state[:, -1] + offset
+        return state[:, 2 * self.size] + offset
 
     def flat(self, x: Tensor) -> Any:
         """States ``(chain, *event)`` as ``(chain, d)``."""
@@ -177,6 +189,15 @@ class CudaEnergy(FusedEnergy):
     def any(self, flags: Any) -> bool:
         """Whether one of these numbers is not 0; waits for the device."""
         return bool(flags.any())
+
+    def slower(self, n_chains: int) -> str | None:
+        """Why CUDA graphs of torch's kernels would be quicker."""
+        if self.n_operations <= PAYS:
+            return None
+        return (
+            f"it takes {self.n_operations:,} scalar operations at each state, and beyond {PAYS:,} "
+            "(a guess) many threads at each are quicker than one"
+        )
 
     def seconds(self, n_chains: int) -> float:
         """What a transition takes, guessed from what devices can do."""

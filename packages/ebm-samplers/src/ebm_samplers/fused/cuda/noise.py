@@ -1,5 +1,9 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call"
-"""Philox's normals and uniforms straight into CUDA tensors, for the torch engine."""
+"""Philox's normals and uniforms straight into CUDA tensors, for the torch engine.
+
+Where the numbers stand in their streams is given by the host, or lies in memory of the device: what
+a CUDA graph launches must find it there.
+"""
 
 import functools
 from typing import Any
@@ -14,15 +18,15 @@ from ebm_samplers.fused.cuda.launch import current, launch
 
 cuda: Any = None  # numba.cuda as soon as a kernel is made; a global, for the simulator wants one
 
+_SHAPE = {"out": "Reals", "rows": "Int", "length": "Int"}
+_PLACED = {**_SHAPE, "stream": "Key", "place": "Ints", "ahead": "Int"}
 ARGUMENTS = {
-    "out": "Reals",
-    "rows": "Int",
-    "length": "Int",
-    "key": "Key",
-    "stream": "Key",
-    "first_chain": "Key",
-    "first_index": "Key",
-}
+    "fill": {
+        **_SHAPE, "key": "Key", "stream": "Key", "first_chain": "Key", "first_index": "Key",
+    },
+    "fill_placed": _PLACED,
+    "move": {**_PLACED, "x": "Reals", "velocity": "Reals", "h": "Real", "spread": "Real"},
+}  # fmt: skip
 
 
 def fill_rows(
@@ -41,56 +45,114 @@ def fill_rows(
     Raises:
         CudaUnavailableError: If kernels cannot be made here.
     """
+    place = {"key": np.uint64(key), "first_chain": np.uint64(first_chain)}
+    skipped = first_index & 3
+    _launch("fill", uniform, out, stream, skipped, first_index=np.uint64(first_index), **place)
+
+
+def fill_placed(out: Tensor, uniform: bool, stream: int, place: Tensor, ahead: int) -> None:
+    """Fill ``out[row]`` with the numbers of a step, whose place lies in memory.
+
+    Args:
+        out: As in `fill_rows`; a row has the numbers of one step of a chain.
+        uniform: Uniforms, not normals.
+        stream: Below 2³².
+        place: Key (its bits), number of the chain of row 0 and number of a step, int64.
+        ahead: By how many steps the wanted one comes later.
+    """
+    _launch("fill_placed", uniform, out, stream, 3, place=place, ahead=ahead)
+
+
+def move(
+    x: Tensor, velocity: Tensor, h: float, spread: float, stream: int, place: Tensor, ahead: int
+) -> Tensor:
+    """x - h·velocity + spread·ξ, with the normals ξ of a step.
+
+    Args:
+        x: Contiguous tensor ``(rows, *event)`` of float32 or float64 on a CUDA device.
+        velocity: The same.
+        h: Step size.
+        spread: Of the noise.
+        stream: As in `fill_placed`.
+        place: Likewise.
+        ahead: Likewise.
+    """
+    moved = torch.empty_like(x)
+    given = {"x": x, "velocity": velocity, "h": h, "spread": spread}
+    out = moved.view(len(x), -1)
+    _launch("move", False, out, stream, 3, place=place, ahead=ahead, **given)
+    return moved
+
+
+def _launch(name: str, uniform: bool, out: Tensor, stream: int, skipped: int, **given: Any) -> None:
+    """Launch a kernel: a thread for each block of four numbers that a row may touch."""
     rows, length = out.shape
     if rows == 0 or length == 0:
         return
-    given = {
-        "out": out, "rows": rows, "length": length, "key": np.uint64(key),
-        "stream": np.uint64(stream), "first_chain": np.uint64(first_chain),
-        "first_index": np.uint64(first_index),
-    }  # fmt: skip
-    n_blocks = ((first_index & 3) + length + 3) // 4
-    kernel = _kernel(out.dtype == torch.float64, uniform, out.device)
-    launch(kernel, ARGUMENTS, given, rows * n_blocks, out.device)
+    kernel = _kernel(name, out.dtype == torch.float64, uniform, out.device)
+    given |= {"out": out, "rows": rows, "length": length, "stream": np.uint64(stream)}
+    launch(kernel, ARGUMENTS[name], given, rows * ((skipped + length + 3) // 4), out.device)
 
 
 @functools.cache
-def _kernel(double: bool, uniform: bool, on: torch.device) -> Any:
+def _kernel(name: str, double: bool, uniform: bool, on: torch.device) -> Any:
     require_device()
-    function = kernel_function(double, uniform)
+    function = kernel_function(name, double, uniform)
     if simulated():
         return cuda.jit(function)
-    types = device.signature(ARGUMENTS, double)
+    types = device.signature(ARGUMENTS[name], double)
     with current(on):
         return cuda.jit(types, fastmath=device.STRICT, lto=False)(function)
 
 
-def kernel_function(double: bool, uniform: bool) -> Any:
-    """The kernel: a thread for each block of four numbers, which follow one another in memory."""
-    global cuda  # importable where numba-cuda is missing
+def kernel_function(name: str, double: bool, uniform: bool = False) -> Any:
+    """A kernel, by name: a thread for each block of four numbers."""
+    global cuda
     cuda = numba_cuda()
     numbers = device.block(double, uniform)
     four, three = np.uint64(4), np.uint64(3)
 
-    def fill(out, rows, length, key, stream, first_chain, first_index):
-        first_block = first_index // four
+    def store(out, n, length, key, stream, first_chain, first_index):
+        """Block n of all rows; gives where its first number would be, and its column."""
         skipped = np.int64(first_index & three)
         n_blocks = (skipped + length + 3) // 4
-        for n in range(cuda.grid(1), rows * n_blocks, cuda.gridsize(1)):
-            row = n // n_blocks
-            block = n - row * n_blocks
-            a, b, c, d = numbers(
-                key, first_chain + np.uint64(row), first_block + np.uint64(block), stream
-            )
-            column = 4 * block - skipped
-            at = row * length + column
-            if column >= 0:
-                out[at] = a
-            if column + 1 >= 0 and column + 1 < length:
-                out[at + 1] = b
-            if column + 2 >= 0 and column + 2 < length:
-                out[at + 2] = c
-            if column + 3 < length:
-                out[at + 3] = d
+        row = n // n_blocks
+        block = n - row * n_blocks
+        number = first_index // four + np.uint64(block)
+        a, b, c, d = numbers(key, first_chain + np.uint64(row), number, stream)
+        column = 4 * block - skipped
+        at = row * length + column
+        if column >= 0:
+            out[at] = a
+        if column + 1 >= 0 and column + 1 < length:
+            out[at + 1] = b
+        if column + 2 >= 0 and column + 2 < length:
+            out[at + 2] = c
+        if column + 3 < length:
+            out[at + 3] = d
+        return at, column
 
-    return fill
+    store = device.device_function(store, device.STRICT)
+
+    def fill(out, rows, length, key, stream, first_chain, first_index):
+        total = rows * ((np.int64(first_index & three) + length + 3) // 4)
+        for n in range(cuda.grid(1), total, cuda.gridsize(1)):
+            store(out, n, length, key, stream, first_chain, first_index)
+
+    def fill_placed(out, rows, length, stream, place, ahead):
+        key, first_chain = np.uint64(place[0]), np.uint64(place[1])
+        first_index = np.uint64(place[2] + ahead) * np.uint64(length)
+        total = rows * ((np.int64(first_index & three) + length + 3) // 4)
+        for n in range(cuda.grid(1), total, cuda.gridsize(1)):
+            store(out, n, length, key, stream, first_chain, first_index)
+
+    def move(out, rows, length, stream, place, ahead, x, velocity, h, spread):
+        key, first_chain = np.uint64(place[0]), np.uint64(place[1])
+        first_index = np.uint64(place[2] + ahead) * np.uint64(length)
+        total = rows * ((np.int64(first_index & three) + length + 3) // 4)
+        for n in range(cuda.grid(1), total, cuda.gridsize(1)):
+            at, column = store(out, n, length, key, stream, first_chain, first_index)
+            for j in range(max(0, -column), min(4, length - column)):
+                out[at + j] = x[at + j] - h * velocity[at + j] + spread * out[at + j]
+
+    return {"fill": fill, "fill_placed": fill_placed, "move": move}[name]

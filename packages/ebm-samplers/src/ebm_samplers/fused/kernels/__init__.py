@@ -5,6 +5,9 @@ Their source, below the line "compiled", becomes part of each generated module.
 
 from pathlib import Path
 
+CARRIED = {"underdamped": 1}
+"""How many numbers for each element a kernel's states have beside position and gradient."""
+
 _MARK = "# compiled -"
 
 

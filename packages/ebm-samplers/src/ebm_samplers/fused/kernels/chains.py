@@ -41,7 +41,8 @@ def chains(
 ):  # fmt: skip
     """Advance the chains of some tiles by ``n_steps`` transitions.
 
-    From ``source``: states as this function leaves them in ``state``, or positions of fresh chains.
+    From ``source``: states as this function leaves them in ``state``, or positions of fresh chains
+    (of kernels that carry more, such states, of which energy and gradient are not known).
     """
     before = work_fast()
     if LONG_REGISTERS:
@@ -50,7 +51,10 @@ def chains(
     last_step = first_step + n_steps
     for tile in range(first_tile, last_tile):
         if fresh:  # a step of size 0 must find finite numbers
-            enter(w, CURRENT, D, source, tile, n_chains)
+            if CARRIED:
+                enter(w, CURRENT, 2 * D + 1 + CARRIED, source, tile, n_chains)
+            else:
+                enter(w, CURRENT, D, source, tile, n_chains)
             clear(w, CURRENT + D, D + 1)
             for i in range(4 * PLANE):
                 z[i] = real(0)
@@ -58,7 +62,7 @@ def chains(
                 for i in range(4 * UNIFORM_PLANE):
                     u[i] = real(0)
         else:
-            enter(w, CURRENT, 2 * D + 1, source, tile, n_chains)
+            enter(w, CURRENT, 2 * D + 1 + CARRIED, source, tile, n_chains)
         enter(w, BETA, 1, beta, tile, n_chains)
         clear(w, POTENTIAL, FREE - POTENTIAL)
         step = first_step - 1 if fresh else first_step
@@ -101,7 +105,7 @@ def chains(
                     clear(w, CHANCE, 2)
                     slot += 1
                     left = thin
-        leave(w, CURRENT, 2 * D + 1, state, tile, n_chains)
+        leave(w, CURRENT, 2 * D + 1 + CARRIED, state, tile, n_chains)
         leave(w, SIZE, 1, notes, tile, n_chains)
     work_as_before(before)
     if L > 1 and LOOPED:

@@ -31,6 +31,7 @@ DENSE = 0  # whether masses are matrices, not diagonals
 LOCAL_ROWS = 0  # see `codegen`
 COALESCED = 0  # whether there is one lane, and arrays have the chains along their last axis
 LOOPED = 0  # whether the energy's program has loops
+CARRIED = 0  # numbers of a state beside positions, gradient and energy, after these
 END = 1  # rows of the whole tile
 OPERATIONS, MANY_OPERATIONS = 1, 100  # of the energy; and with how many long registers pay
 LONG_REGISTERS = 0  # whether SIMD code is to use all that the processor has
