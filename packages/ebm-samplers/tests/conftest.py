@@ -1,7 +1,12 @@
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from ebm_samplers.fused import CannotFuse, FusedEnergy
+
+sys.path.insert(0, str(Path(__file__).parent))  # for laws
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ from ebm_samplers.fused import clear_cache, fuse
 from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
 from ebm_samplers.langevin import MALA, LangevinDynamics
 from ebm_samplers.noise import fill_normals, fill_uniforms
+from ebm_samplers.nuts import NUTS
 from ebm_samplers.philox import philox4x32
 from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MALA",
+    "NUTS",
     "Context",
     "Explanation",
     "HamiltonianMonteCarlo",

@@ -155,6 +155,11 @@ class Noise:
             self._uniforms[stream] = out.unbind(1)
         return self._uniforms[stream][step - self.first_step]
 
+    def uniforms_of(self, stream: int, per_step: int, step: int, first: int, n: int) -> Tensor:
+        """Of the ``per_step`` uniforms of a step ``n`` from number ``first`` on: ``(chain, n)``."""
+        first += step * per_step
+        return fill_uniforms(self._empty(n), self.key, stream, self.first_chain, first)
+
     def shared_uniform(self, stream: int, step: int) -> float:
         """A uniform in (0, 1) of a step that all chains share, whatever their numbers."""
         if stream not in self._shared:

@@ -92,6 +92,8 @@ class Recorder:
     def _draw(self, index: int) -> None:
         state = self.chains.state
         averages = self._averaged(self._statistics, self._n_transitions)
+        if self._draws and self._draws[-1].index != index - 1:  # the engine wrote those between
+            self._flush()
         self._draws.append(_Draw(index, state.x, state.energy, averages))
         self._statistics, self._n_transitions = {}, 0
         if len(self._draws) >= self.chains.block:

@@ -67,6 +67,20 @@ class Context:
         """Uniforms in (0, 1) of this step, ``(chain,)``."""
         return self._noise.uniforms(stream, self._step)
 
+    def uniforms_of(self, stream: int, per_step: int, first: int, n: int) -> Tensor:
+        """Uniforms where a step has several.
+
+        Args:
+            stream: Which.
+            per_step: How many a step has in this stream.
+            first: Number of the first wanted one.
+            n: How many are wanted.
+
+        Returns:
+            ``(chain, n)``.
+        """
+        return self._noise.uniforms_of(stream, per_step, self._step, first, n)
+
     def shared_uniform(self, stream: int) -> float:
         """One uniform in (0, 1) of this step for all chains, and for all numbers of chains."""
         return self._noise.shared_uniform(stream, self._step)

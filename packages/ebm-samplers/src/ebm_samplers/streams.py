@@ -27,3 +27,5 @@ class Stream(IntEnum):
     """Uniforms of exchanges between replicas."""
     PROPOSAL = 7
     """Uniforms that choose among discrete proposals."""
+    LEAF = 8
+    """Uniforms that choose among the leaves of a tree, 2¹⁶ a transition."""

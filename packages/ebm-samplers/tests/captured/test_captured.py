@@ -12,6 +12,7 @@ from torch import Tensor
 from ebm_core import ConfigurationError, EnergyFunction, NumericalError, ShapeError, as_energy
 from ebm_samplers import (
     MALA,
+    NUTS,
     HamiltonianMonteCarlo,
     LangevinDynamics,
     MarkovSampler,
@@ -277,8 +278,9 @@ def test_temperatures_are_followed():
             )
 
 
-def test_steps_that_look_at_numbers_are_not_captured(opened):
-    captured, single = pair(lambda e: Looking(e, 0.3))
+@pytest.mark.parametrize("make", (lambda e: Looking(e, 0.3), lambda e: NUTS(e, 0.3)))
+def test_steps_that_look_at_numbers_are_not_captured(make, opened):
+    captured, single = pair(make)
     for _ in range(3):
         close(captured.sample_chain(states(), 5), plain(lambda: single.sample_chain(states(), 5)))
     assert set(opened) == {TorchChains}

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from targets import DoubleWell, perceptron
@@ -283,6 +284,29 @@ def test_where_legs_are_cut_changes_nothing(keep, thin, monkeypatch):
             n_steps=20, thin=thin, burn_in=4, keep=keep,
         )
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("keep", ("final", "trajectory", "moments"))
+def test_legs_of_any_lengths_in_turn(keep, seed, monkeypatch):
+    """Shorter than a draw's interval, then longer, as on a busy machine."""
+    sampler = MALA(DoubleWell(), 0.05, engine="fused")
+    settings = {"n_steps": 50, "thin": 4, "keep": keep, "seed": 3}
+    whole = sampler.sample(X, **settings)
+    paces, end = np.random.default_rng(seed), fused_chains.FusedChains._end
+
+    def some(self, done, n, plan):
+        self._pace = float(paces.choice([1, 2, 3, 5, 9]))
+        return end(self, done, n, plan)
+
+    monkeypatch.setattr(fused_chains.FusedChains, "_end", some)
+    cut = sampler.sample(X, **settings)
+    assert torch.equal(whole.final, cut.final)
+    assert torch.equal(whole.potential, cut.potential)
+    if keep == "trajectory":
+        assert torch.equal(whole.trajectory, cut.trajectory)
+    for name in whole.stats:
+        assert torch.allclose(whole.stats[name].double(), cut.stats[name].double(), atol=1e-6), name
 
 
 @pytest.mark.parametrize("thin", (1, 4))

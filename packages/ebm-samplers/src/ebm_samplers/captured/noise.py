@@ -43,6 +43,14 @@ class PlacedNoise(Noise):
         """Uniforms in (0, 1) of a step, ``(chain,)``."""
         return self._placed(True, stream, step, 1).view(-1)
 
+    def uniforms_of(self, stream: int, per_step: int, step: int, first: int, n: int) -> Tensor:
+        """Steps that ask for some of many look at what came of the others.
+
+        Raises:
+            CannotCapture: Always.
+        """
+        raise CannotCapture("a step asks for a number of uniforms that depends on states")
+
     def shared_uniform(self, stream: int, step: int) -> float:
         """A number that all chains share: of the host, so that a graph holds what follows from it.
 
