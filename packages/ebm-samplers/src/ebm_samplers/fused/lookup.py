@@ -203,7 +203,7 @@ def compared(
     p, offset = fused.parameters(sampler, lanes)
     if (sampler, lanes) not in fused.checked:
         _compare_thoroughly(fused, energy, x, sampler, lanes)
-    want = _exactly(energy, x if len(x) <= STATES else x[:STATES])
+    want = exactly(energy, x if len(x) <= STATES else x[:STATES])
     if begin is None:
         run = fused.start(fused.flat(x), sampler, lanes, p, offset)
     else:
@@ -223,7 +223,7 @@ def _compare_thoroughly(
     states = torch.cat([x, _neighbours(x)])
     p, offset = fused.parameters(sampler, lanes)
     run = fused.start(fused.flat(states), sampler, lanes, p, offset)
-    want, slope = _exactly(energy.energy_and_gradient, states)
+    want, slope = exactly(energy.energy_and_gradient, states)
     _require_close(fused, run, offset, want, len(states))
     tolerance = 10 * TOLERANCE[fused.dtype]
     slopes = fused.gradients(run.state).tolist()
@@ -235,7 +235,7 @@ def _compare_thoroughly(
         fused.checked.add((sampler, lanes))
 
 
-def _exactly(function: Callable[[Tensor], T], x: Tensor) -> T:
+def exactly(function: Callable[[Tensor], T], x: Tensor) -> T:
     """Call it with float32 products in float32, as in kernels, whatever the user prefers."""
     preferred = torch.get_float32_matmul_precision()
     if preferred == "highest":
@@ -249,18 +249,25 @@ def _exactly(function: Callable[[Tensor], T], x: Tensor) -> T:
 
 def _require_close(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int) -> None:
     """Compare the first ``n`` energies at the start of a run with what they should be."""
-    want, start = expected.tolist(), run.notes[1, :n].tolist()
-    tolerance, rounding = TOLERANCE[fused.dtype], 16 * fused.eps
-    agree = expected.shape == (n,)
-    for a, b in zip(start, want, strict=False) if agree else ():
-        allowed = tolerance * (1 + abs(b - offset)) + rounding * abs(b)
-        agree = agree and _close(a + offset, b, allowed)
-    if not agree:
-        have = [energy + offset for energy in start]
+    if not agree(fused, run, offset, expected, n):
+        have = [energy + offset for energy in run.notes[1, :n].tolist()]
         raise CannotFuse(
-            f"the kernel gives energies {_few(have)} where forward gives {_few(want)}: forward "
-            "mixes the states of a batch, or uses numbers that have changed since it was traced"
+            f"the kernel gives energies {_few(have)} where forward gives "
+            f"{_few(expected.tolist())}: forward mixes the states of a batch, or uses numbers that "
+            "have changed since it was traced"
         )
+
+
+def agree(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int) -> bool:
+    """Whether the first ``n`` energies at the start of a run are what they should be."""
+    if expected.shape != (n,):
+        return False
+    tolerance, rounding = TOLERANCE[fused.dtype], 16 * fused.eps
+    for a, b in zip(run.notes[1, :n].tolist(), expected.tolist(), strict=True):
+        allowed = tolerance * (1 + abs(b - offset)) + rounding * abs(b)
+        if not abs(a + offset - b) <= allowed < math.inf and not _close(a + offset, b, allowed):
+            return False
+    return True
 
 
 def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
