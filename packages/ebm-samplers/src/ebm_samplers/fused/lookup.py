@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mode
-from ebm_core.errors import ConfigurationError
+from ebm_core.energy import EnergyFunction, evaluation_mode
 from ebm_samplers.fused.engine import Array, FusedEnergy, Run
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.trace import CannotFuse
@@ -268,44 +267,6 @@ def agree(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int)
         if not abs(a + offset - b) <= allowed < math.inf and not _close(a + offset, b, allowed):
             return False
     return True
-
-
-def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Compile an energy: a function that gives energies and gradients of batches from one kernel.
-
-    Each call compares energies with ``forward`` on up to four states, so that changed parameters,
-    closures and attributes are followed or noticed.
-
-    Args:
-        energy: An `EnergyFunction` or any callable ``(batch, *event) -> (batch,)``.
-
-    Returns:
-        A callable ``x -> (energies (batch,), gradients of the shape of x)``, both without autograd
-        history. It raises `ConfigurationError` where the energy cannot be compiled.
-
-    Example:
-        >>> energies, gradients = fuse(lambda x: x.square().sum(1))(torch.ones(3, 2))
-        >>> energies
-        tensor([2., 2., 2.])
-    """
-    wrapped = as_energy(energy)
-
-    def energy_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-        wrapped.batch_size(x)
-        try:
-            with evaluation_mode(wrapped), torch.inference_mode(False), torch.no_grad():
-                start = fused_start(wrapped, x.detach(), "energy")
-        except CannotFuse as reason:
-            raise ConfigurationError(
-                f"the energy has no fused kernel: {reason}",
-                "an energy that can be traced and compiled",
-                "use energy.energy_and_gradient(x), or change what the message names",
-            ) from reason
-        fused, state = start.fused, start.run.state
-        energies = fused.tensor(fused.energies(state, start.offset))
-        return energies, fused.copied(fused.gradients(state), tuple(x.shape))
-
-    return energy_and_gradient
 
 
 def _neighbours(x: Tensor) -> Tensor:
