@@ -16,8 +16,9 @@ def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Compile an energy: a function that gives energies and gradients of batches from one kernel.
 
     Energies can be differentiated with respect to ``x``, once: in losses, under `torch.func.grad`
-    and `torch.func.vmap` too (within `torch.compile`, hide the function by `torch.compiler.disable`).
-    What kernels read beside ``x`` (parameters) gets no gradient. Each call compares energies with ``forward`` on up to four states, so that changed parameters,
+    and `torch.func.vmap` too (within `torch.compile`, hide the function by
+    `torch.compiler.disable`). What kernels read beside ``x`` (parameters) gets no gradient. Each
+    call compares energies with ``forward`` on up to four states, so that changed parameters,
     closures and attributes are followed or noticed.
 
     Args:
