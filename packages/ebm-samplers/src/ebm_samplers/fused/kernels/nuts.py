@@ -93,7 +93,7 @@ def begin(w, root, mass, z, first):
 
 
 def exchange(w, turns):
-    """The other end becomes the one at which the tree grows, if the direction turns."""
+    """The other end becomes the one at which the tree grows, if this is true."""
     for i in range(D):
         x, other = w[X + i], w[OX + i]
         w[X + i] = other if turns else x
@@ -129,7 +129,7 @@ def transition(
     place, step, chain, key, words, stack,
 ):  # fmt: skip
     """A draw from a trajectory that doubles until it turns back, ``length`` times at most."""
-    forced = now < 0
+    bonus = real(1) if now < 0 else real(0)  # a fresh chain takes its first leaf
     beta = w[BETA]
     begin(w, root, mass, z, first)
     start = w[CE]
@@ -144,7 +144,7 @@ def transition(
     wild = 0
     leaves = 0
     depth = 0
-    side = 1
+    side = real(0)
     grows = 1
     while grows != 0:
         at = place if depth < 4 else DEEP_AT
@@ -156,10 +156,10 @@ def transition(
                 fill(u, words, UNIFORM_PLANE, DEEP_AT + 1, 0, chain, block, 0, 1, ACCEPT, key, 1)
         at += (depth & 3) * UNIFORM_PLANE
         choice += (depth & 3) * UNIFORM_PLANE
-        new_side = 1 if u[at] >= real(0.5) else 0
-        exchange(w, new_side != side)
+        new_side = u[at] - real(0.5)
+        exchange(w, new_side * side < real(0))
         side = new_side
-        step_size = h if side != 0 else -h
+        step_size = h if side > real(0) else -h
         kick = real(0.5) * step_size * beta
         for i in range(D):
             w[PART + i] = real(0)
@@ -202,12 +202,12 @@ def transition(
             near = LEAF_AT + ((1 << depth) + leaf >> 2) * CHUNK + place
             at = near if depth < 3 else DEEP_LEAF_AT + ((leaf & 63) >> 2)
             at += ((1 << depth) + leaf & 3) * UNIFORM_PLANE
-            taken = forced or u[at] * part < new
+            leaf_taken = u[at] * part < new + bonus
             for i in range(D):
-                w[SX + i] = w[X + i] if taken else w[SX + i]
-                w[SG + i] = w[G + i] if taken else w[SG + i]
-            w[SE] = w[E] if taken else w[SE]
-            rise_of_part = rise if taken else rise_of_part
+                w[SX + i] = w[X + i] if leaf_taken else w[SX + i]
+                w[SG + i] = w[G + i] if leaf_taken else w[SG + i]
+            w[SE] = w[E] if leaf_taken else w[SE]
+            rise_of_part = rise if leaf_taken else rise_of_part
             if rise > real(1000):
                 wild = 1
                 whole = 0
@@ -236,7 +236,7 @@ def transition(
                 ones += 1
             more = whole if leaf < last_leaf else 0
             leaf += 1
-        taken = forced or whole != 0 and u[choice] * weight < part
+        taken = u[choice] * weight < (part if whole != 0 else real(0)) + bonus
         for i in range(2 * D + 1):
             w[CURRENT + i] = w[SX + i] if taken else w[CURRENT + i]
         drawn = rise_of_part if taken else drawn
