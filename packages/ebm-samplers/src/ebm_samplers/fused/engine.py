@@ -157,9 +157,13 @@ class FusedEnergy:
         """Whether the program is "straight-line" code or "looped"."""
         return "straight-line" if self.program.straight else "looped"
 
-    def lanes(self, n_chains: int, sampler: str = "energy") -> int:
+    def lanes_for(self, sampler: str, n_chains: int) -> int:
         """How many lanes a tile has for so many chains of a sampler."""
-        if n_chains <= 2 or sampler in ONE_LANE:
+        return 1 if sampler in ONE_LANE else self.lanes(n_chains)
+
+    def lanes(self, n_chains: int) -> int:
+        """How many lanes a tile has for so many chains that go in step."""
+        if n_chains <= 2:
             return 1
         rows = self.program.n_rows + 6 * self.size
         most = 64
@@ -189,7 +193,7 @@ class FusedEnergy:
         double = self.dtype == torch.float64
         title = f"{sampler} on an energy of {self.size} elements, {lanes} lanes"
         source = module_source(self.program, sampler, lanes, double, title, dense)
-        return Kernel(source, lanes)
+        return Kernel(source, lanes, even=sampler not in ONE_LANE)
 
     def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:
         """The energy's numbers as they are now, and its additive constant."""
@@ -238,7 +242,7 @@ class FusedEnergy:
         self, x: Array, sampler: str = "energy", lanes: int | None = None
     ) -> tuple[Array, Array]:
         """Energies ``(n,)`` and gradients ``(n, d)`` of states, by the kernel of a sampler."""
-        lanes = lanes or self.lanes(len(x), sampler)
+        lanes = lanes or self.lanes_for(sampler, len(x))
         p, offset = self.parameters(sampler, lanes)
         state = self.start(x, sampler, lanes, p, offset).state
         return self.energies(state, offset), self.gradients(state)
@@ -306,7 +310,7 @@ class FusedEnergy:
         source = state if x is None else _plain(self.fresh(sampler, x), self.real)
         assert source is not None
         n_chains, real = len(source), self.real
-        lanes = lanes or self.lanes(n_chains, sampler)
+        lanes = lanes or self.lanes_for(sampler, n_chains)
         if parameters is None or offset is None:
             parameters, offset = self.parameters(sampler, lanes)
         thin = thin or max(n_steps, 1)

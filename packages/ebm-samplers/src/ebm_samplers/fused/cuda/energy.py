@@ -54,7 +54,7 @@ class CudaEnergy(FusedEnergy):
         self._known_offset: tuple[Tensor | None, float] = None, 0.0
         self.wait()  # they are for all streams
 
-    def lanes(self, n_chains: int, sampler: str = "energy") -> int:
+    def lanes(self, n_chains: int) -> int:
         """A thread has one chain."""
         return 1
 
