@@ -10,7 +10,7 @@ import torch
 from targets import DoubleWell
 
 from ebm_core import NumericalError, as_energy
-from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, sampler
+from ebm_samplers import MALA, NUTS, HamiltonianMonteCarlo, LangevinDynamics, sampler
 
 N = 6
 
@@ -35,8 +35,9 @@ MAKERS = (
     lambda energy: MALA(energy, 0.1),
     lambda energy: HamiltonianMonteCarlo(energy, 0.2, n_leapfrog_steps=4),
     lambda energy: HamiltonianMonteCarlo(energy, 0.2, n_leapfrog_steps=4, jitter=0),
+    lambda energy: NUTS(energy, 0.2, max_tree_depth=4),
 )
-IDS = ("langevin", "mala", "hmc", "fixed")
+IDS = ("langevin", "mala", "hmc", "fixed", "nuts")
 
 
 def called(chains, x, n_calls, forget=False, n_steps=3):
@@ -119,6 +120,7 @@ def change(name, value):
         (MAKERS[1], change("engine", "torch")),
         (MAKERS[2], change("n_leapfrog_steps", 9)),
         (MAKERS[2], change("jitter", 0.0)),
+        (MAKERS[4], change("max_tree_depth", 1)),
         (MAKERS[2], change("mass", torch.tensor([4.0, 1.0]))),
         (MAKERS[1], change("energy", as_energy(lambda x: 3 * x.square().sum(1)))),
         (MAKERS[1], lambda chains: chains.energy.height.data.mul_(3)),
