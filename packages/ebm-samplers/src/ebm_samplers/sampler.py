@@ -149,6 +149,23 @@ class MarkovSampler(BaseSampler):
         """
         return None
 
+    def enter(self, step: int, x: Tensor) -> Hashable:
+        """Make the energy what it is to be at a step, where it is not always the same.
+
+        Called before every transition, or before those that are made in one go: a sampler that
+        overrides this has a setting that is a `Staircase`, and changes its energy where that does.
+        Changes go into tensors that the energy holds, which kernels and graphs read.
+
+        Args:
+            step: The step's number in schedules.
+            x: Of the dtype and device of states; empty.
+
+        Returns:
+            What tells this energy from those of other steps: where it differs from the answer of
+            the step before, chains evaluate their states again.
+        """
+        return None
+
     def prepare(self, x: Tensor, context: Context) -> None:
         """Put into ``context.prepared`` what transitions need, and what no state changes.
 

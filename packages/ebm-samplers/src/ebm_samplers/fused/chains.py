@@ -151,8 +151,7 @@ class FusedChains(Chains):
         adapts = self.adapted_step_size is not None and adaptation is not None
         done = 0
         while done < n:
-            if done:  # whoever looked on may have changed them
-                self._read_parameters()
+            self._look_again(done)
             if self._ahead is not None:
                 series, _ = self._ahead
             else:
@@ -189,8 +188,7 @@ class FusedChains(Chains):
             return super().advance(n, adaptation, age)
         done, accepted = 0, 0.0
         while done < n:
-            if done:
-                self._read_parameters()
+            self._look_again(done)
             if self._ahead is not None:
                 series, _ = self._ahead
             else:
@@ -219,6 +217,19 @@ class FusedChains(Chains):
         parts = [x, x, x.new_zeros(len(x), 1), *(carried[name] for name in names)]
         states: Array = self.fused.flat(torch.cat([p.reshape(len(x), -1) for p in parts], 1))
         return states
+
+    def _look_again(self, done: int) -> None:
+        """After a leg the energy may be another one, and whoever looked on may have changed it."""
+        is_new = self.enter()
+        if done or is_new:
+            self._read_parameters()
+        if is_new:
+            states = self._fresh(self.position(self.moment()))
+            settings = self.kernel, self.lanes, self.parameters, self.offset
+            run = self.fused.start(states, *settings, **self.constants)
+            if self.sampler.adjusted and not self._is_resolved(run.largest):
+                check_resolution(self.fused.tensor(run.largest))
+            self.packed = run.state
 
     def _read_parameters(self) -> None:
         try:
@@ -309,7 +320,11 @@ class FusedChains(Chains):
         """The settings of the next transitions."""
         failure: BaseException | None = None
         settings = self.sampler.settings
-        values: dict[str, Any] = {name: setting.value for name, setting in settings.items()}
+        first = self.schedule_step
+        values: dict[str, Any] = {
+            name: setting.at(first) if setting.steady_until(first) >= first + n else setting.value
+            for name, setting in settings.items()
+        }
         if self.adapted_step_size is not None:
             values["step_size"] = self.adapted_step_size.item()
         if any(map(callable, values.values())):
@@ -335,7 +350,7 @@ class FusedChains(Chains):
         """Where the next leg ends: with a draw, if there is one in it."""
         if not self._pace:
             self._pace = SECONDS / self.fused.seconds(self.shape[0])
-        end = min(n, done + max(1, int(self._pace)))
+        end = int(min(n, done + max(1, int(self._pace)), done + self.steady()))
         thin = plan.thin
         if plan.stop is not None:
             interval = plan.stop * thin
