@@ -74,7 +74,8 @@ class Leg:
         draws: The draws among the states, ``(chain, draw, *event)``, where they were asked for and
             are not just the last state.
         columns: The columns of the whole run's result, by name, ``(chain, draw, ...)``, where the
-            engine has made them. Without ``statistics``, the leg has been written into them.
+            engine has made them, or those of this leg, see `Plan`. Without ``statistics``, the leg
+            has been written into them.
     """
 
     n: int
@@ -92,12 +93,14 @@ class Plan:
         keep: What of the draws: ``"final"``, ``"trajectory"`` or ``"moments"``, as in ``sample``.
         n_draws: Draws in all.
         stop: A leg ends at every stop-th draw, at least; None for none.
+        passed_on: Draws are not gathered: `Leg.columns` are those of the leg alone.
     """
 
     thin: int = 1
     keep: str = "final"
     n_draws: int = 0
     stop: int | None = None
+    passed_on: bool = False
 
 
 class Chains(ABC):

@@ -41,7 +41,7 @@ UNIFORMS = 256
 other."""
 
 SCRATCH = 2**20
-"""Elements of draws that are only passed on, to running moments."""
+"""Elements of draws that are only passed on, to running moments or a file."""
 
 
 class FusedChains(Chains):
@@ -147,7 +147,8 @@ class FusedChains(Chains):
     ) -> Iterator[Leg]:
         """Make ``n`` transitions, as many a leg as take a tenth of a second."""
         plan = plan or Plan(thin=n)
-        columns = _Columns(self, plan.n_draws) if plan.keep == "trajectory" else None
+        room = min(plan.n_draws, self._scratch) if plan.passed_on else plan.n_draws
+        columns = _Columns(self, room) if plan.keep == "trajectory" else None
         adapts = self.adapted_step_size is not None and adaptation is not None
         done = 0
         while done < n:
@@ -160,14 +161,14 @@ class FusedChains(Chains):
             # full slots end in draws; otherwise one slot has the statistics of it all
             full = plan.keep != "final" and done % plan.thin == made % plan.thin == 0
             if made and columns is not None and full:
-                first = done // plan.thin
+                first = 0 if plan.passed_on else done // plan.thin
                 self._advance(series, plan.thin, slots=columns.slots(first))
                 columns.complete(first, plan.thin, series)
                 yield Leg(made, {}, columns=columns.tensors)
             elif made:
                 run = self._advance(series, plan.thin if full else made, keep_draws=full)
                 leg = self._leg(run, series)
-                if columns is not None:
+                if columns is not None and not plan.passed_on:
                     leg = dataclasses.replace(leg, columns=columns.tensors)
                 if adapts and adaptation is not None and self.adapted_step_size is not None:
                     acceptance = leg.statistics["acceptance_rate"]
@@ -346,6 +347,11 @@ class FusedChains(Chains):
             return _uniforms(self.key, stream, block * UNIFORMS, UNIFORMS)[first : first + n]
         return _uniforms.__wrapped__(self.key, stream, self.counter, n)
 
+    @property
+    def _scratch(self) -> int:
+        """Draws that are passed on at once."""
+        return max(1, SCRATCH // (self.shape[0] * self.fused.size))
+
     def _end(self, done: int, n: int, plan: Plan) -> int:
         """Where the next leg ends: with a draw, if there is one in it."""
         if not self._pace:
@@ -355,8 +361,8 @@ class FusedChains(Chains):
         if plan.stop is not None:
             interval = plan.stop * thin
             end = min(end, (done // interval + 1) * interval)
-        if plan.keep == "moments":
-            end = min(end, done + max(1, SCRATCH // (self.shape[0] * self.fused.size)) * thin)
+        if plan.keep == "moments" or plan.passed_on:
+            end = min(end, done + self._scratch * thin)
         if plan.keep != "final" and done % thin:
             end = min(end, (done // thin + 1) * thin)
         last_draw = end // thin * thin
