@@ -10,7 +10,7 @@ mode looks efficient.
 
 Log densities in JAX are first compared with the torch energies, values and gradients.
 
-    nox -s bench -- ess [--quick] [--resume] [--sides NAME ...] [--targets NAME ...] [--chains N ...]
+    nox -s bench -- ess [--quick] [--resume] [--sides NAME ...] [--targets NAME ...]
 
 ``--report`` only writes the tables of docs/benchmarks.md from the results kept.
 """
