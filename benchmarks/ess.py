@@ -164,9 +164,10 @@ class Benchmark:
 
 def export(path: str) -> None:
     """Write the numbers of all energies where rivals find them."""
-    numbers = {}
+    numbers: dict[str, np.ndarray[Any, Any]] = {}
     for name, target in TARGETS.items():
         numbers[f"{name}|dim"] = np.asarray(target.dim)
+        numbers[f"{name}|kind"] = np.asarray(type(target.energy).__name__)
         if isinstance(target.energy, torch.nn.Module):
             for key, value in target.energy.state_dict().items():
                 numbers[f"{name}|{key}"] = value.double().numpy()
@@ -245,7 +246,7 @@ def main() -> None:
     parser.add_argument("--chains", nargs="+", type=int, choices=CHAINS, default=CHAINS)
     parser.add_argument("--settings", nargs="+", default=("one core", "all cores"))
     parser.add_argument("--patience", type=float, default=3, help="seconds of a part of a job")
-    parser.add_argument("--timeout", type=float, default=60, help="seconds of a whole job")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds of a whole job")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--environments", default=".nox/bench-rival-{}", help="where a rival's environment is"
