@@ -228,6 +228,11 @@ class MarkovSampler(BaseSampler):
         """
         return 1
 
+    @property
+    def kernel_gradients(self) -> int:
+        """Gradients of a transition at most, where that matters: a first launch is cut by it."""
+        return 1
+
     def explain(self, x: Tensor | None = None) -> Explanation:
         """Which engine runs on states like ``x``, and why; compiles the kernel if there is one.
 

@@ -21,6 +21,7 @@ from ebm_samplers.acceptance import RESOLUTION, check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.chains import Chains, Leg, Plan, Position, require_finite
 from ebm_samplers.fused.engine import Array, FusedEnergy, Run, Slots
+from ebm_samplers.fused.kernels import USUAL
 from ebm_samplers.fused.lookup import fused_start
 from ebm_samplers.fused.noise import fill_rows
 from ebm_samplers.fused.trace import CannotFuse
@@ -35,6 +36,9 @@ SECONDS = 0.1
 
 SERIES = {"step_size", "noise_scale", "friction"}
 """Settings that kernels take."""
+
+COUNTED = 20
+"""Bits of a number of leapfrogs that a kernel counts at a time."""
 
 UNIFORMS = 256
 """How many uniforms that all chains share are made at once for short runs, which often follow each
@@ -301,17 +305,20 @@ class FusedChains(Chains):
     def _leg(self, run: Run, series: "_Series") -> Leg:
         """A launch's transitions, with statistics of all of them together."""
         one = run.statistics.shape[2] == 1
-        columns: dict[str, Callable[[], Array]] = {
-            "acceptance_rate": lambda: run.acceptance[:, 0] if one else run.acceptance.sum(1),
-            "diverging": lambda: (run.wild[:, 0] if one else run.wild.sum(1)) > 0,
-            "energy": lambda: run.hamiltonian[:, -1],
+        tensor = self.fused.tensor
+        columns: dict[str, Callable[[], Tensor | int]] = {
+            "acceptance_rate": lambda: tensor(
+                run.acceptance[:, 0] if one else run.acceptance.sum(1)
+            ),
+            "diverging": lambda: tensor((run.wild[:, 0] if one else run.wild.sum(1)) > 0),
+            "energy": lambda: tensor(run.hamiltonian[:, -1]),
+            "n_steps": lambda: int(series.leapfrogs(series.n)[0]),
         }
-        statistics: dict[str, Tensor | int] = {
-            name: int(series.leapfrogs(series.n)[0])
-            if name == "n_steps"
-            else self.fused.tensor(columns[name]())
-            for name in self.sampler.statistics
-        }
+        if len(run.statistics) > USUAL:
+            leapfrogs, depths = _of_trees(tensor(run.statistics))
+            columns["n_steps"] = lambda: leapfrogs.sum(1)
+            columns["tree_depth"] = lambda: depths.amax(1)
+        statistics = {name: columns[name]() for name in self.sampler.statistics}
         draws = None
         if run.draws.shape[1]:
             draws = self.fused.tensor(run.draws).view(*run.draws.shape[:2], *self.shape[1:])
@@ -355,7 +362,8 @@ class FusedChains(Chains):
     def _end(self, done: int, n: int, plan: Plan) -> int:
         """Where the next leg ends: with a draw, if there is one in it."""
         if not self._pace:
-            self._pace = SECONDS / self.fused.seconds(self.shape[0])
+            gradients = self.sampler.kernel_gradients
+            self._pace = SECONDS / (gradients * self.fused.seconds(self.shape[0]))
         end = int(min(n, done + max(1, int(self._pace)), done + self.steady()))
         thin = plan.thin
         if plan.stop is not None:
@@ -407,20 +415,27 @@ def _uniforms(key: int, stream: int, first: int, n: int) -> Array:
     return uniforms
 
 
+def _of_trees(statistics: Tensor) -> tuple[Tensor, Tensor]:
+    """Leapfrogs and depths from what a kernel writes of trees, both ``(chain, slot)``, int64."""
+    rest, above, depth = statistics[USUAL:].long()
+    return rest + (above << COUNTED), depth
+
+
 class _Columns:
     """The columns of a result with a trajectory, and what the kernel needs of them."""
 
     def __init__(self, chains: FusedChains, n_draws: int) -> None:
         n_chains, fused = len(chains.packed), chains.fused
-        self._all = fused.slots(n_chains, n_draws)
-        draws, statistics = fused.tensor(self._all.draws), fused.tensor(self._all.statistics)
-        potential, acceptance, self._wild, hamiltonian = statistics.unbind()
+        self._all = fused.slots(chains.kernel, n_chains, n_draws)
+        draws, self._statistics = fused.tensor(self._all.draws), fused.tensor(self._all.statistics)
+        potential, acceptance, self._wild, hamiltonian = self._statistics[:USUAL].unbind()
         self._acceptance = acceptance
         columns = {
             "acceptance_rate": acceptance,
             "diverging": torch.empty_like(acceptance, dtype=torch.bool),
             "n_steps": torch.empty_like(acceptance, dtype=torch.int64),
             "energy": hamiltonian,
+            "tree_depth": torch.empty_like(acceptance, dtype=torch.int64),
         }
         self.tensors = {
             "x": draws.view(n_chains, n_draws, *chains.shape[1:]),
@@ -438,5 +453,9 @@ class _Columns:
         self._acceptance[:, first:end] /= thin
         if "diverging" in self.tensors:
             self.tensors["diverging"][:, first:end] = self._wild[:, first:end] > 0
-        if "n_steps" in self.tensors:
+        if len(self._statistics) > USUAL:
+            leapfrogs, depths = _of_trees(self._statistics[:, :, first:end])
+            self.tensors["n_steps"][:, first:end] = leapfrogs
+            self.tensors["tree_depth"][:, first:end] = depths
+        elif "n_steps" in self.tensors:
             self.tensors["n_steps"][:, first:end] = torch.from_numpy(series.leapfrogs(thin))

@@ -19,7 +19,7 @@ from torch import Tensor
 from ebm_core.energy import EnergyFunction
 from ebm_samplers.fused.codegen import module_source
 from ebm_samplers.fused.kernel import Kernel, address, counts
-from ebm_samplers.fused.kernels import CARRIED
+from ebm_samplers.fused.kernels import CARRIED, ONE_LANE, STATISTICS, USUAL
 from ebm_samplers.fused.lowering import lower, too_large
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.rules import RULES
@@ -48,7 +48,8 @@ class Run:
             constant) side by side, ``(chain, 2d + 1)``.
         draws: ``(chain, draw, d)``; empty if none were asked for.
         statistics: ``(4, chain, slot)``: E with its constant, sum of acceptance probabilities,
-            number of wild transitions, Hamiltonian.
+            number of wild transitions, Hamiltonian; of trees, three more: the number of leapfrogs
+            modulo 2²⁰, how often 2²⁰ have gone by, and the largest depth.
         notes: ``(3, chain)``: the largest beta·|E| that each chain met; of fresh chains, E at the
             start without its constant, and 1 where x, E or ∇E was not finite, else 0.
     """
@@ -100,7 +101,7 @@ class Slots:
 
     Attributes:
         draws: ``(chain, slot, d)``, or without slots where no draws are kept.
-        statistics: ``(4, chain, slot)``, as in `Run`.
+        statistics: ``(…, chain, slot)``, as in `Run`.
         first: The slot to begin with.
     """
 
@@ -156,8 +157,12 @@ class FusedEnergy:
         """Whether the program is "straight-line" code or "looped"."""
         return "straight-line" if self.program.straight else "looped"
 
+    def lanes_for(self, sampler: str, n_chains: int) -> int:
+        """How many lanes a tile has for so many chains of a sampler."""
+        return 1 if sampler in ONE_LANE else self.lanes(n_chains)
+
     def lanes(self, n_chains: int) -> int:
-        """How many lanes a tile has for so many chains."""
+        """How many lanes a tile has for so many chains that go in step."""
         if n_chains <= 2:
             return 1
         rows = self.program.n_rows + 6 * self.size
@@ -188,7 +193,7 @@ class FusedEnergy:
         double = self.dtype == torch.float64
         title = f"{sampler} on an energy of {self.size} elements, {lanes} lanes"
         source = module_source(self.program, sampler, lanes, double, title, dense)
-        return Kernel(source, lanes)
+        return Kernel(source, lanes, even=sampler not in ONE_LANE)
 
     def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:
         """The energy's numbers as they are now, and its additive constant."""
@@ -213,7 +218,7 @@ class FusedEnergy:
                 lanes=lanes,
                 **constants,
             )
-        slots, notes = self.slots(len(x), 0), np.empty((3, len(x)), self.real)
+        slots, notes = self.slots(sampler, len(x), 0), np.empty((3, len(x)), self.real)
         state = np.empty((len(x), 2 * self.size + 1), self.real)
         source = _plain(x, self.real)
         given = {"p": p, "source": address(source), "state": address(state), "n_chains": len(x)}
@@ -237,7 +242,7 @@ class FusedEnergy:
         self, x: Array, sampler: str = "energy", lanes: int | None = None
     ) -> tuple[Array, Array]:
         """Energies ``(n,)`` and gradients ``(n, d)`` of states, by the kernel of a sampler."""
-        lanes = lanes or self.lanes(len(x))
+        lanes = lanes or self.lanes_for(sampler, len(x))
         p, offset = self.parameters(sampler, lanes)
         state = self.start(x, sampler, lanes, p, offset).state
         return self.energies(state, offset), self.gradients(state)
@@ -288,7 +293,7 @@ class FusedEnergy:
             key: The 64-bit seed.
             noise_scale: Likewise (Langevin).
             friction: Likewise (underdamped Langevin).
-            lengths: Leapfrogs, likewise (HMC).
+            lengths: Leapfrogs, likewise (HMC), or doublings at most (NUTS).
             inverse_mass: M⁻¹, ``(1, d)`` (a diagonal) or ``(d, d)``.
             mass_root: The lower Cholesky factor of M, likewise.
             beta: Inverse temperatures, ``(chain, 1)``.
@@ -305,20 +310,22 @@ class FusedEnergy:
         source = state if x is None else _plain(self.fresh(sampler, x), self.real)
         assert source is not None
         n_chains, real = len(source), self.real
-        lanes = lanes or self.lanes(n_chains)
+        lanes = lanes or self.lanes_for(sampler, n_chains)
         if parameters is None or offset is None:
             parameters, offset = self.parameters(sampler, lanes)
         thin = thin or max(n_steps, 1)
         # one piece of memory: to ask for it, and for its address, takes as long as some arithmetic
         n_slots = 0 if slots else n_steps // thin
         n_state, n_notes = n_chains * self.width(sampler), 3 * n_chains
-        memory = np.empty(n_state + n_notes + 4 * n_chains * n_slots, real)
+        n_statistics = STATISTICS.get(sampler, USUAL)
+        memory = np.empty(n_state + n_notes + n_statistics * n_chains * n_slots, real)
         state_at = address(memory)
         notes_at = state_at + n_state * real.itemsize
         statistics_at = notes_at + n_notes * real.itemsize
         if slots is None:
             draws = np.empty((n_chains, n_slots, self.size), real) if keep_draws else self._none
-            slots = Slots(draws, memory[n_state + n_notes :].reshape(4, n_chains, n_slots))
+            shape = n_statistics, n_chains, n_slots
+            slots = Slots(draws, memory[n_state + n_notes :].reshape(shape))
         else:
             statistics_at = address(slots.statistics)
         result = Run(
@@ -394,11 +401,11 @@ class FusedEnergy:
         """What runs give, as a tensor of the same memory."""
         return torch.from_numpy(values)
 
-    def slots(self, n_chains: int, n_slots: int) -> Slots:
+    def slots(self, sampler: str, n_chains: int, n_slots: int) -> Slots:
         """Room for the draws and statistics of several runs."""
         return Slots(
             np.empty((n_chains, n_slots, self.size), self.real),
-            np.empty((4, n_chains, n_slots), self.real),
+            np.empty((STATISTICS.get(sampler, USUAL), n_chains, n_slots), self.real),
         )
 
     def _one_each(self, n_chains: int) -> Array:

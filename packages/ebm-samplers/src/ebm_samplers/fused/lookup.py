@@ -199,7 +199,7 @@ def compared(
     Raises:
         CannotFuse: If they differ.
     """
-    lanes = fused.lanes(len(x))
+    lanes = fused.lanes_for(sampler, len(x))
     p, offset = fused.parameters(sampler, lanes)
     if (sampler, lanes) not in fused.checked:
         _compare_thoroughly(fused, energy, x, sampler, lanes)

@@ -13,7 +13,7 @@ from ebm_samplers.fused.cuda.kernel import CudaKernel
 from ebm_samplers.fused.cuda.parameters import CudaParameters
 from ebm_samplers.fused.cuda.source import device_source
 from ebm_samplers.fused.engine import FusedEnergy, Run, Slots, spread
-from ebm_samplers.fused.kernels import CARRIED
+from ebm_samplers.fused.kernels import CARRIED, STATISTICS, USUAL
 from ebm_samplers.fused.trace import CannotFuse
 
 OPERATIONS, OPERATION = 1e12, 3e-9
@@ -86,7 +86,7 @@ class CudaEnergy(FusedEnergy):
         given = {"p": p, "source": x.t().contiguous(), "state": state, "n_chains": n_chains}
         self.kernel(sampler, lanes)(given, n_chains, self.device)
         notes[1] = state[-1]
-        slots = self.slots(n_chains, 0)
+        slots = self.slots(sampler, n_chains, 0)
         return Run(state.t(), slots.draws, slots.statistics, notes)  # type: ignore[arg-type]
 
     def run(  # type: ignore[override]
@@ -121,7 +121,7 @@ class CudaEnergy(FusedEnergy):
             parameters, offset = self.parameters(sampler, 1)
         thin = thin or max(n_steps, 1)
         if slots is None:
-            slots = self.slots(n_chains, n_steps // thin, keep_draws)
+            slots = self.slots(sampler, n_chains, n_steps // thin, keep_draws)
         after, notes = self._empty(self.width(sampler), n_chains), self._empty(3, n_chains)
         sizes = self._column(step_size, self.dtype)
         spreads = self._column(spread(step_size, noise_scale, friction), self.dtype)
@@ -165,12 +165,15 @@ class CudaEnergy(FusedEnergy):
             return x
         return torch.nn.functional.pad(x, (0, missing))
 
-    def slots(self, n_chains: int, n_slots: int, keep_draws: bool = True) -> Slots:
+    def slots(
+        self, sampler: str, n_chains: int, n_slots: int, keep_draws: bool = True
+    ) -> Slots:
         """Room for draws and statistics, with the chains along the last axis of the memory."""
         draws: Any = self._nothing
         if keep_draws:
             draws = self._empty(n_slots, self.size, n_chains).permute(2, 0, 1)
-        statistics: Any = self._empty(4, n_slots, n_chains).transpose(1, 2)
+        n_statistics = STATISTICS.get(sampler, USUAL)
+        statistics: Any = self._empty(n_statistics, n_slots, n_chains).transpose(1, 2)
         return Slots(draws, statistics)
 
     def energies(self, state: Any, offset: float) -> Any:
