@@ -30,12 +30,11 @@ from typing import Any
 import numpy as np
 import torch
 from arviz_stats.base import array_stats
-
 from harness.ess_report import write_page
 from harness.machine import machine
 from harness.processes import RivalError, WorkerProcess
 from rivals.ess_cells import DRAWS, METHODS, offered
-from targets import TARGETS
+from targets import CENTRES, EFFECTS, ERRORS, LAYERS, SIGNED, TARGETS, WHITENING
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -44,6 +43,16 @@ ELEMENTS = 20
 """So many elements of a state are looked at, evenly spread, since 1024 chains take a while."""
 SUSPICIOUS = 5.0
 """Standard errors between a moment and its exact value that make draws wrong."""
+SCHOOLS = {"effects": EFFECTS, "errors": ERRORS}
+CONSTANTS = {
+    "eight_schools": SCHOOLS,
+    "eight_schools_centred": SCHOOLS,
+    "logistic": {"signed": SIGNED},
+    "gaussian_100": {"whitening": WHITENING},
+    "mixture_8": {"centres": CENTRES},
+    "mlp": dict(zip(("w1", "b1", "w2", "b2", "w3"), LAYERS, strict=True)),
+}
+"""What energies in JAX are told of those in torch."""
 
 
 class Benchmark:
@@ -167,10 +176,8 @@ def export(path: str) -> None:
     numbers: dict[str, np.ndarray[Any, Any]] = {}
     for name, target in TARGETS.items():
         numbers[f"{name}|dim"] = np.asarray(target.dim)
-        numbers[f"{name}|kind"] = np.asarray(type(target.energy).__name__)
-        if isinstance(target.energy, torch.nn.Module):
-            for key, value in target.energy.state_dict().items():
-                numbers[f"{name}|{key}"] = value.double().numpy()
+        for key, value in CONSTANTS.get(name, {}).items():
+            numbers[f"{name}|{key}"] = value.numpy()
     np.savez(path, **numbers)
 
 
@@ -207,26 +214,37 @@ def judged(draws: np.ndarray[Any, Any], target: str) -> dict[str, Any]:
     }
     if not np.isfinite(draws).all() or draws.shape[1] < 8:
         return entry
-    elements = np.unique(np.linspace(0, draws.shape[2] - 1, ELEMENTS).astype(int))
     smallest, worst = math.inf, 0.0
-    for i in elements:
+    for i in spread(draws.shape[2]):
         x = draws[..., i].astype(np.float64)
-        pairs = [(x, None if known.mean is None else float(known.mean[i]))]
-        if known.mean is not None and known.variance is not None:
-            pairs.append(((x - float(known.mean[i])) ** 2, float(known.variance[i])))
-        for values, exact in pairs:
-            if exact is not None:
-                worst = max(worst, abs(z_score(values, exact)))
-        for values in (x, x * x):
-            smallest = min(smallest, float(ess(values, "bulk")))
+        smallest = min(smallest, ess(x, "bulk"), ess(x * x, "bulk"))
+    if known.mean is not None and known.variance is not None:
+        flat = torch.from_numpy(draws).flatten(0, 1)
+        judged = known.statistic(flat).unflatten(0, draws.shape[:2]).double().numpy()
+        errors = [
+            torch.as_tensor(e).expand_as(known.mean).tolist()
+            for e in (known.mean_error, known.variance_error)
+        ]
+        for i in spread(judged.shape[2]):
+            x, mean, variance = judged[..., i], known.mean[i].item(), known.variance[i].item()
+            scores = (
+                z_score(x, mean, errors[0][i]),
+                z_score((x - mean) ** 2, variance, errors[1][i]),
+            )
+            worst = max(worst, *scores)
     entry |= {"ess": smallest, "error_in": worst, "wrong": not worst < SUSPICIOUS}
     return entry
 
 
-def z_score(values: np.ndarray[Any, Any], exact: float) -> float:
-    """The mean's distance from its exact value, in standard errors."""
-    error = values.std() / math.sqrt(max(ess(values, "mean"), 1.0))
-    return float((values.mean() - exact) / error) if error > 0 else math.inf
+def spread(n: int) -> list[int]:
+    """So many elements of `n` as are looked at."""
+    return sorted(set(np.linspace(0, n - 1, ELEMENTS).astype(int).tolist()))
+
+
+def z_score(values: np.ndarray[Any, Any], exact: float, exact_error: float) -> float:
+    """The mean's distance from its exact value, in standard errors of both."""
+    error = math.hypot(values.std() / math.sqrt(max(ess(values, "mean"), 1.0)), exact_error)
+    return abs(float(values.mean()) - exact) / error if error > 0 else math.inf
 
 
 def ess(values: np.ndarray[Any, Any], method: str) -> float:

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from targets import TARGETS
 
 from ebm_samplers import NUTS, HamiltonianMonteCarlo, MarkovSampler, warm_up
 from rivals.ess_cells import WARM_UP, Job
 from rivals.protocol import THREADS, Rival, repeated, serve
-from targets import TARGETS
 
 
 def sampler_of(job: Job) -> MarkovSampler:

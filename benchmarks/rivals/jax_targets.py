@@ -2,8 +2,7 @@
 
 Written as someone would who writes for JAX; their numbers (data, means, weights) come from the file
 that the benchmark has written from the torch energies, ``BENCHMARK_NUMBERS``: one archive, entries
-named ``target|name``, with ``kind`` the name of the energy's class. `check` gives densities at
-states, for comparison with torch.
+named ``target|name``. `check` gives densities at states, for comparison with torch.
 """
 
 import functools
@@ -20,68 +19,76 @@ Array = Any
 Numbers = dict[str, Array]
 
 
-def whitened(z: Array, whitening: Array) -> Array:
-    """By a factor of the precision, a matrix or its diagonal."""
-    return whitening * z if whitening.ndim == 1 else whitening @ z
+def hyperprior(mu: Array, log_tau: Array) -> Array:
+    """N(0, 5²) of mu, and HalfCauchy(5) of tau by its logarithm."""
+    return -(mu**2) / 50 - jnp.log1p(jnp.exp(2 * log_tau) / 25) + log_tau
 
 
-def gaussian(x: Array, n: Numbers) -> Array:
-    """A Gaussian."""
-    return -0.5 * jnp.sum(whitened(x - n["location"], n["whitening"]) ** 2)
+def eight_schools(x: Array, n: Numbers) -> Array:
+    """Not centred."""
+    theta = x[0] + jnp.exp(x[1]) * x[2:]
+    misfit = (n["effects"] - theta) / n["errors"]
+    return hyperprior(x[0], x[1]) - 0.5 * jnp.sum(x[2:] ** 2) - 0.5 * jnp.sum(misfit**2)
 
 
-def mixture(x: Array, n: Numbers) -> Array:
-    """A mixture of Gaussians of diagonal covariances."""
-    z = n["whitening"] * (x - n["means"])
-    logs = jnp.log(n["weights"]) + jnp.log(jnp.abs(n["whitening"])).sum(1)
-    return logsumexp(logs - 0.5 * jnp.sum(z * z, 1))
+def eight_schools_centred(x: Array, n: Numbers) -> Array:
+    """Centred."""
+    spread = (x[2:] - x[0]) * jnp.exp(-x[1])
+    misfit = (n["effects"] - x[2:]) / n["errors"]
+    prior = hyperprior(x[0], x[1]) - 0.5 * jnp.sum(spread**2) - 8 * x[1]
+    return prior - 0.5 * jnp.sum(misfit**2)
+
+
+def logistic(x: Array, n: Numbers) -> Array:
+    """A regression with a standard normal prior."""
+    return jnp.sum(jax.nn.log_sigmoid(n["signed"] @ x)) - 0.5 * jnp.sum(x**2)
 
 
 def funnel(x: Array, n: Numbers) -> Array:
     """Neal's."""
-    neck, rest = x[0], x[1:]
-    squares = jnp.sum(rest * rest) * jnp.exp(-neck)
-    return -0.5 * ((neck / n["scale"]) ** 2 + squares + rest.size * neck)
+    squares = jnp.sum(x[1:] ** 2) * jnp.exp(-x[0])
+    return -0.5 * (x[0] ** 2 / 9 + squares + (x.size - 1) * x[0])
 
 
 def banana(x: Array, n: Numbers) -> Array:
-    """In two dimensions or more."""
-    straight = x[1] + n["curvature"] * (x[0] ** 2 - n["scale"] ** 2)
-    return -0.5 * ((x[0] / n["scale"]) ** 2 + straight**2 + jnp.sum(x[2:] ** 2))
+    """Haario's."""
+    return -(x[0] ** 2) / 200 - 0.5 * (x[1] + 0.03 * (x[0] ** 2 - 100)) ** 2
 
 
-def regression(x: Array, n: Numbers) -> Array:
-    """Logistic, with a Gaussian prior."""
-    margins = n["signed_features"] @ x
-    return jnp.sum(jax.nn.log_sigmoid(margins)) - 0.5 * jnp.sum((x / n["prior_scale"]) ** 2)
+def gaussian(x: Array, n: Numbers) -> Array:
+    """Whitened by a matrix."""
+    return -0.5 * jnp.sum((x @ n["whitening"]) ** 2)
+
+
+def mixture(x: Array, n: Numbers) -> Array:
+    """Round Gaussians of equal weight."""
+    return logsumexp(-jnp.sum((x - n["centres"]) ** 2, 1) / (2 * 0.2**2))
 
 
 def perceptron(x: Array, n: Numbers) -> Array:
-    """Hidden layers with SiLU, and a Gaussian base."""
-    h, i = x, 0
-    while f"hidden.{i}.weight" in n:
-        h = jax.nn.silu(n[f"hidden.{i}.weight"] @ h + n[f"hidden.{i}.bias"])
-        i += 1
-    energy = (n["output.weight"] @ h + n["output.bias"])[0]
-    return -energy - 0.5 * jnp.sum((x / n["base_scale"]) ** 2)
+    """Two hidden layers, and a Gaussian base."""
+    hidden = jax.nn.silu(n["w1"] @ x + n["b1"])
+    hidden = jax.nn.silu(n["w2"] @ hidden + n["b2"])
+    return -(hidden @ n["w3"]) - jnp.sum(x**2) / 32
 
 
 DENSITIES: dict[str, Callable[[Array, Numbers], Array]] = {
-    "Banana": banana,
-    "BayesianLogisticRegression": regression,
-    "Gaussian": gaussian,
-    "GaussianMixture": mixture,
-    "IllConditionedGaussian": gaussian,
-    "MLPEnergy": perceptron,
-    "NealFunnel": funnel,
+    "eight_schools": eight_schools,
+    "eight_schools_centred": eight_schools_centred,
+    "logistic": logistic,
+    "funnel": funnel,
+    "banana": banana,
+    "gaussian_100": gaussian,
+    "mixture_8": mixture,
+    "mlp": perceptron,
 }
 
 
 class Density:
     """A log density of states of one dimension."""
 
-    def __init__(self, kind: str, numbers: Numbers, dim: int) -> None:
-        self.f, self.numbers, self.dim = DENSITIES[kind], numbers, dim
+    def __init__(self, target: str, numbers: Numbers, dim: int) -> None:
+        self.f, self.numbers, self.dim = DENSITIES[target], numbers, dim
 
     def __call__(self, x: Array) -> Array:
         """Log p(x) + constant."""
@@ -94,8 +101,8 @@ def log_density(target: str) -> Density:
     with np.load(os.environ["BENCHMARK_NUMBERS"]) as archive:
         prefix = f"{target}|"
         found = {k.removeprefix(prefix): archive[k] for k in archive if k.startswith(prefix)}
-    kind, dim = str(found.pop("kind")), int(found.pop("dim"))
-    return Density(kind, {name: jnp.asarray(v, jnp.float32) for name, v in found.items()}, dim)
+    dim = int(found.pop("dim"))
+    return Density(target, {name: jnp.asarray(v, jnp.float32) for name, v in found.items()}, dim)
 
 
 def check(target: str, states: list[list[float]]) -> dict[str, Any]:
