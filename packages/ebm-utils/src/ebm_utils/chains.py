@@ -1,5 +1,6 @@
 """Diagnostics chain by chain: what each one did, whatever the element of the state."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -119,7 +120,8 @@ def longest_stays(draws: SampleResult | TensorLike) -> Tensor:
     trajectory = require_trajectory(draws)
     n_draws = trajectory.shape[1]
     _check_two(n_draws)
-    moved = (trajectory[:, 1:] != trajectory[:, :-1]).flatten(2).any(2)
+    flat = trajectory.reshape(len(trajectory), n_draws, -1)
+    moved = (flat[:, 1:] != flat[:, :-1]).any(2)
     places = torch.arange(1, n_draws, device=moved.device)
     arrived = torch.where(moved, places, 0).cummax(1).values
     return ((places - arrived).amax(1) + 1) / n_draws
@@ -156,7 +158,7 @@ class ModeOccupancy:
         Chains that never switch make it no larger than the scatter of their starts does: it holds
         if `switches` are many, or starts have the modes' weights.
         """
-        return self.shares.std(0) / len(self.shares) ** 0.5
+        return self.shares.std(0) / math.sqrt(len(self.shares))
 
     def __repr__(self) -> str:
         """Weights with errors, and switches."""
@@ -184,7 +186,8 @@ def mode_occupancy(
         NumericalError: If a draw is NaN or infinite.
 
     Example:
-        >>> occupancy = mode_occupancy(torch.tensor([[-1.0, 1.2, 0.9], [-0.8, -1.1, -1.3]]), [-1, 1])
+        >>> draws = torch.tensor([[-1.0, 1.2, 0.9], [-0.8, -1.1, -1.3]])
+        >>> occupancy = mode_occupancy(draws, modes=[-1.0, 1.0])
         >>> occupancy.counts.tolist(), occupancy.switches.tolist()
         ([[1, 2], [3, 0]], [1, 0])
     """
@@ -203,7 +206,7 @@ def mode_occupancy(
     centres = places.detach().to(trajectory.device, torch.float64).reshape(len(places), -1)
     flat = trajectory.reshape(n_chains * n_draws, -1)
     at_once = max(1, _DISTANCES_AT_ONCE // max(len(centres), flat.shape[1]))
-    nearest = [torch.cdist(part.double(), centres).argmin(1) for part in flat.split(at_once)]
+    nearest = [torch.cdist(part.double(), centres).argmin(1) for part in torch.split(flat, at_once)]
     labels = torch.cat(nearest).reshape(n_chains, n_draws)
     counts = labels.new_zeros((n_chains, len(centres)))
     counts.scatter_add_(1, labels, torch.ones_like(labels))

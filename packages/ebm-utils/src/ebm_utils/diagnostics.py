@@ -10,6 +10,7 @@ element that is the same in every draw of every chain has no diagnostics; its en
 fails every comparison (``rhat < 1.01``, ``ess > 400``).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -101,12 +102,14 @@ def nested_rhat(
         >>> forgotten = torch.randn(512, 1, generator=generator)
         >>> starts = torch.randn(32, 1, generator=generator).repeat_interleave(16, dim=0)
         >>> [f"{nested_rhat(x, superchains=32):.2f}" for x in (forgotten, forgotten + starts)]
-        ['1.03', '1.41']
+        ['1.04', '1.52']
     """
     if isinstance(draws, SampleResult) and draws.trajectory is None:
         if draws.moments is not None:
             mean, variance = chain_moments(draws)
-            nested = _nested(mean, variance, superchain_ids(superchains, len(draws.final)))
+            nested = nested_of_moments(
+                mean, variance, superchain_ids(superchains, len(draws.final))
+            )
             return torch.from_numpy(nested).reshape(draws.final.shape[1:])
         draws = draws.final[:, None]
     trajectory = require_trajectory(draws)
@@ -227,7 +230,9 @@ def nested_rhat_of(block: Block, ids: Array) -> Array:
         distances = np.abs(block.values - centre)
         scores = (normal_scores(block.values), normal_scores(distances))
     bulk, tail = (
-        _nested(z.mean(2), z.var(2, ddof=1) if n_draws > 1 else np.zeros(z.shape[:2]), ids)
+        nested_of_moments(
+            z.mean(2), z.var(2, ddof=1) if n_draws > 1 else np.zeros(z.shape[:2]), ids
+        )
         for z in scores
     )
     return np.fmax(bulk, tail)
@@ -265,6 +270,12 @@ def tau_of(block: Block) -> Array:
     return np.asarray(block.values[0].size / ess_mean_of(block))
 
 
+def of_square(estimate: Estimate, block: Block) -> Array:
+    """An estimate of the squares of a block's elements; NaN where these never vary."""
+    square = block.squared
+    return square.full(estimate(square) if len(square.values) else np.empty(0))
+
+
 def chain_moments(result: SampleResult) -> tuple[Array, Array]:
     """Means and unbiased variances of each chain's draws, ``(element, chain)``, of its moments."""
     moments = result.moments
@@ -274,6 +285,23 @@ def chain_moments(result: SampleResult) -> tuple[Array, Array]:
         for value in (moments.mean, moments.sum_of_squares)
     )
     return mean, squares / max(1, moments.count - 1)
+
+
+def sd_of_moments(mean: Array, variance: Array, n_draws: int) -> Array:
+    """The standard deviation of all draws from each chain's moments ``(element, chain)``."""
+    between = n_draws * np.square(mean - mean.mean(axis=1, keepdims=True)).sum(axis=1)
+    total = (n_draws - 1) * variance.sum(axis=1) + between
+    return np.asarray(np.sqrt(total / max(1, n_draws * mean.shape[1] - 1)))
+
+
+def mcse_of_moments(mean: Array) -> Array:
+    """The standard error of the mean, from how chains' means ``(element, chain)`` differ."""
+    return np.asarray(mean.std(axis=1, ddof=1) / math.sqrt(mean.shape[1]))
+
+
+def ess_of_moments(mean: Array, variance: Array, n_draws: int) -> Array:
+    """The effective size of means, from how chains differ; NaN for elements that never vary."""
+    return np.square(sd_of_moments(mean, variance, n_draws) / mcse_of_moments(mean))
 
 
 def superchain_ids(superchains: int | Sequence[int] | TensorLike, n_chains: int) -> Array:
@@ -314,7 +342,7 @@ def superchain_ids(superchains: int | Sequence[int] | TensorLike, n_chains: int)
     return np.asarray(numbered)
 
 
-def _nested(mean: Array, variance: Array, ids: Array) -> Array:
+def nested_of_moments(mean: Array, variance: Array, ids: Array) -> Array:
     """Equations 4 to 8 of Margossian et al., from chains' moments ``(element, chain)``."""
     n_superchains = int(ids.max()) + 1
     order = np.argsort(ids, kind="stable")
