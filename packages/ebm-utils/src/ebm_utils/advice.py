@@ -63,8 +63,8 @@ def warnings_of(run: Findings) -> tuple[str, ...]:
     """All warnings, what makes others void first."""
     rules = (
         _not_finite,
-        _diverging,
         _standing_still,
+        _diverging,
         _acceptance,
         _constant,
         _too_little,
@@ -86,22 +86,6 @@ def _not_finite(run: Findings) -> Iterator[str]:
         )
 
 
-def _diverging(run: Findings) -> Iterator[str]:
-    counts = run.chains.get("n_diverging")
-    if counts is None or not counts.any():
-        return
-    chains = f"{int((counts > 0).sum())} of {run.n_chains} chains"
-    seen = (
-        f"{int(counts.sum())} of {run.n_chains * run.n_draws} draws end a divergence, in {chains}"
-        if run.kept == "trajectory"
-        else f"{chains} diverged"
-    )
-    yield (
-        f"{seen}: lower step_size (or raise target_acceptance); where they stay, change variables "
-        "so that one scale fits all of the state (a non-centred form, logarithms)"
-    )
-
-
 def _standing_still(run: Findings) -> Iterator[str]:
     stays = run.chains.get("longest_stay")
     rate = run.chains.get("acceptance_rate")
@@ -120,6 +104,22 @@ def _standing_still(run: Findings) -> Iterator[str]:
             f"{int((rate < BARELY_ACCEPTED).sum())} of {run.n_chains} chains accepted less than "
             f"{BARELY_ACCEPTED:.0%} of their proposals: lower step_size"
         )
+
+
+def _diverging(run: Findings) -> Iterator[str]:
+    counts = run.chains.get("n_diverging")
+    if counts is None or not counts.any():
+        return
+    chains = f"{int((counts > 0).sum())} of {run.n_chains} chains"
+    seen = (
+        f"{int(counts.sum())} of {run.n_chains * run.n_draws} draws end a divergence, in {chains}"
+        if run.kept == "trajectory"
+        else f"{chains} diverged"
+    )
+    yield (
+        f"{seen}: lower step_size (or raise target_acceptance); where they stay, change variables "
+        "so that one scale fits all of the state (a non-centred form, logarithms)"
+    )
 
 
 def _acceptance(run: Findings) -> Iterator[str]:
