@@ -139,7 +139,7 @@ def tests(session: nox.Session, package: str) -> None:
 @nox.session(name="tests-integration", requires=["build"])
 def tests_integration(session: nox.Session) -> None:
     """What needs several components; the site's and the README's Python blocks."""
-    session.install(*wheels(*PACKAGES), *group("test"))
+    session.install(*wheels(*PACKAGES), *group("test"), *group("pages"))
     session.run("pytest", *BY_FILE, "README.md", "docs", "tests-integration", *session.posargs)
 
 
