@@ -218,15 +218,15 @@ def test_doubles_and_floats_in_turn():
 def test_kernels_take_a_rung_as_numbers(name, monkeypatch):
     """One launch for each rung of a short run, without an array of settings; one trace in all."""
     sampler, sizes = SAMPLERS[name]("fused"), []
-    original = FusedEnergy.run
+    original = FusedEnergy.launch
 
-    def run(self, *args, n_steps, step_size, noise_scale=1.0, **rest):
+    def launch(self, *args, n_steps, step_size, noise_scale=1.0, **rest):
         sizes.append((n_steps, type(step_size), type(noise_scale)))
         options = {"n_steps": n_steps, "step_size": step_size, "noise_scale": noise_scale}
         return original(self, *args, **options, **rest)
 
     sampler.sample_chain(torch.zeros(5, 2), 30)  # which compiles, and learns the pace
-    monkeypatch.setattr(FusedEnergy, "run", run)
+    monkeypatch.setattr(FusedEnergy, "launch", launch)
     sampler.sample_chain(torch.zeros(5, 2), 30)
     assert [n for n, *_ in sizes if n] == [5, 5, 20]
     assert {kind for _, *kinds in sizes for kind in kinds} == {float}

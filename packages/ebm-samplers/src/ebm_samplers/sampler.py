@@ -220,7 +220,7 @@ class MarkovSampler(BaseSampler):
         return None if rate is None else torch.as_tensor(rate).to(self._last.dtype)
 
     def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
-        """What the kernel needs for a run from ``x``, by names of `FusedEnergy.run`."""
+        """What the kernel needs for a run from ``x``, by names of `FusedEnergy.launch`."""
         return {}
 
     def kernel_carried(self, normals: Callable[[int], Tensor]) -> dict[str, Tensor]:

@@ -398,7 +398,7 @@ class _Series:
 
     Attributes:
         n: Number of transitions.
-        values: By name, as `FusedEnergy.run` takes them.
+        values: By name, as `FusedEnergy.launch` takes them.
         failure: The error of a schedule after so many.
     """
 
