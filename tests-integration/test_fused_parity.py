@@ -215,9 +215,9 @@ def test_engines_grow_the_same_trees(name):
     x = case.states(energy)[:20]
     mass = torch.linspace(0.8, 1.6, x[0].numel()).view(x.shape[1:])
     runs = (
-        ({"step_size": case.step}, {"thin": 1}),
+        ({"step_size": case.step / 2}, {"thin": 1}),
         (
-            {"step_size": lambda t: case.step / (1 + 0.1 * t), "mass": mass},
+            {"step_size": lambda t: case.step / (2 + 0.1 * t), "mass": mass},
             {"thin": 2, "burn_in": 1, "beta": torch.linspace(0.5, 1.5, len(x), dtype=case.dtype)},
         ),
     )
