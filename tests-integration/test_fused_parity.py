@@ -1,9 +1,9 @@
 """Both engines make the same chains of the same seed: all energies, samplers and their options.
 
 Each energy is compiled for one sampler, at 1, 5 or 70 chains (which get tiles of different sizes),
-and runs with all options of it, which are arguments of one kernel; and for NUTS, with trees of depth
-4 at most. Trajectories agree to rounding up to the first decision that lies within rounding of its
-uniform (or of a U-turn): there the engines may decide differently, which few chains may.
+and runs with all options of it, which are arguments of one kernel; and for NUTS, with trees no
+deeper than 4. Trajectories agree to rounding up to the first decision that lies within rounding of
+its uniform (or of a U-turn): there the engines may decide differently, which few chains may.
 """
 
 import inspect
