@@ -1,9 +1,9 @@
 """Both engines make the same chains of the same seed: all energies, samplers and their options.
 
 Each energy is compiled for one sampler, at 1, 5 or 70 chains (which get tiles of different sizes),
-and runs with all options of it, which are arguments of one kernel; and for NUTS, with trees of depth
-4 at most. Trajectories agree to rounding up to the first decision that lies within rounding of its
-uniform (or of a U-turn): there the engines may decide differently, which few chains may.
+and runs with all options of it, which are arguments of one kernel; and for NUTS, with trees no
+deeper than 4. Trajectories agree to rounding up to the first decision that lies within rounding of
+its uniform (or of a U-turn): there the engines may decide differently, which few chains may.
 """
 
 import inspect
@@ -215,9 +215,9 @@ def test_engines_grow_the_same_trees(name):
     x = case.states(energy)[:20]
     mass = torch.linspace(0.8, 1.6, x[0].numel()).view(x.shape[1:])
     runs = (
-        ({"step_size": case.step}, {"thin": 1}),
+        ({"step_size": case.step / 2}, {"thin": 1}),
         (
-            {"step_size": lambda t: case.step / (1 + 0.1 * t), "mass": mass},
+            {"step_size": lambda t: case.step / (2 + 0.1 * t), "mass": mass},
             {"thin": 2, "burn_in": 1, "beta": torch.linspace(0.5, 1.5, len(x), dtype=case.dtype)},
         ),
     )

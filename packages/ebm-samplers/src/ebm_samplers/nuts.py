@@ -2,7 +2,7 @@
 
 Hoffman & Gelman (2014, JMLR 15) in the form of Betancourt (2017, arXiv:1701.02434): leaves are
 drawn with their multinomial weights, and U-turns are told by momenta. The trees are in
-`ebm_samplers.trees`.
+`ebm_samplers.trees`, those of the fused engine in `ebm_samplers.fused.kernels.nuts`.
 """
 
 from typing import Any, ClassVar

@@ -18,11 +18,10 @@ except CudaUnavailableError as error:
 
 from resources import (
     ARCHITECTURES,
-    ENERGIES,
+    KERNELS,
     NOISE,
     PAGE,
     PLANE,
-    SAMPLERS,
     TABLE,
     noise_resources,
     page,
@@ -34,8 +33,7 @@ MARGIN = 1.1
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", ENERGIES)
+@pytest.mark.parametrize(("name", "sampler"), KERNELS)
 def test_float32(arch, name, sampler):
     have = resources(name, sampler)[arch]
     if name in PLANE:
@@ -64,8 +62,11 @@ def test_the_docs_have_the_table():
         assert page(RECORDED) in PAGE.read_text()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", PLANE)
+@pytest.mark.parametrize(
+    ("name", "sampler"),
+    # trees on a mixture take more registers than there are
+    [k for k in KERNELS if k[0] in PLANE and k != ("mixture", "nuts")],
+)
 def test_float64(name, sampler):
     have = resources(name, sampler, torch.float64)["sm_90"]
     assert have.spills == 0

@@ -1,4 +1,4 @@
-"""The kernel of NUTS against the torch engine: the same trees of the same seed, and their figures."""
+"""The kernel of NUTS against the torch engine: of the same seed the same trees."""
 
 import functools
 import math
@@ -47,7 +47,7 @@ def test_deep_trees():
     """Deeper than the uniforms that are made ahead, to the third block of each kind."""
     want, have = both(wide(), 0.008, 9, n_steps=1)
     assert_same(want, have)
-    assert want.stats["tree_depth"].max() == 9
+    assert want.stats["n_steps"].max() > 2**8
     assert len(want.stats["n_steps"].unique()) > 2
 
 
@@ -92,7 +92,9 @@ def test_resume_and_callbacks():
     sampler, calls = NUTS(WELL, 0.15, 4, engine="fused"), []
     settings = {"n_steps": 6, "keep": "trajectory"}
     whole = sampler.sample(X, seed=2, **settings)
-    part = sampler.sample(X, seed=2, callback=lambda r: calls.append(1) or len(calls) == 2, **settings)
+    part = sampler.sample(
+        X, seed=2, callback=lambda r: calls.append(1) or len(calls) == 2, **settings
+    )
     assert part.trajectory.shape[1] == 2
     rest = sampler.sample(resume=part.resume, **{**settings, "n_steps": 4})
     assert torch.equal(rest.final, whole.final)

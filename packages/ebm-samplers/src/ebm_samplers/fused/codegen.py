@@ -89,7 +89,8 @@ def module_source(
         header += f"exp = {names['exp']}\n" + FILL_TEXT.format(fill=fill_symbol(double))
     energy = energy_function(program, names, lanes)
     constants = constants_of(program, lanes, chunk) | {"DENSE": int(dense)}
-    written_out = UNROLLED if sampler in ONE_LANE and program.straight else 0
+    alone = sampler in ONE_LANE and program.straight
+    written_out = UNROLLED if alone and 2 * program.size < UNROLLED else 0  # LLVM does the others
     function, constants, numbers = expanded_kernel(energy, sampler, constants, written_out)
     known: dict[str, object] = {**numbers}
     normals, uniforms = 4 * constants["PLANE"], 4 * constants["UNIFORM_PLANE"]

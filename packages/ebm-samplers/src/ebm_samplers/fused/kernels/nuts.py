@@ -149,11 +149,10 @@ def transition(
     while grows != 0:
         at = place if depth < 4 else DEEP_AT
         choice = place + CHUNK if depth < 4 else DEEP_AT + 1
-        if depth > 3:
-            if depth & 3 == 0:
-                block = 4 * step + (depth >> 2)
-                fill(u, words, UNIFORM_PLANE, DEEP_AT, 0, chain, block, 0, 1, DIRECTION, key, 1)
-                fill(u, words, UNIFORM_PLANE, DEEP_AT + 1, 0, chain, block, 0, 1, ACCEPT, key, 1)
+        if depth > 3 and depth & 3 == 0:
+            block = 4 * step + (depth >> 2)
+            fill(u, words, UNIFORM_PLANE, DEEP_AT, 0, chain, block, 0, 1, DIRECTION, key, 1)
+            fill(u, words, UNIFORM_PLANE, DEEP_AT + 1, 0, chain, block, 0, 1, ACCEPT, key, 1)
         at += (depth & 3) * UNIFORM_PLANE
         choice += (depth & 3) * UNIFORM_PLANE
         new_side = u[at] - real(0.5)
@@ -191,14 +190,12 @@ def transition(
             if shift > real(0):
                 share = exp(-(rise if rise > real(0) else real(0)))
             chance += share
-            if depth > 2:
-                if leaf & 63 == 0:
-                    block = 16384 * step + ((1 << depth) + leaf >> 2)
-                    blocks = 16 if depth > 5 else 1 << depth - 2
-                    fill(
-                        u, words, UNIFORM_PLANE, DEEP_LEAF_AT, 0, chain, block, 0, blocks,
-                        LEAF, key, 1,
-                    )  # fmt: skip
+            if depth > 2 and leaf & 63 == 0:
+                block = 16384 * step + ((1 << depth) + leaf >> 2)
+                blocks = 16 if depth > 5 else 1 << depth - 2
+                fill(
+                    u, words, UNIFORM_PLANE, DEEP_LEAF_AT, 0, chain, block, 0, blocks, LEAF, key, 1
+                )
             near = LEAF_AT + ((1 << depth) + leaf >> 2) * CHUNK + place
             at = near if depth < 3 else DEEP_LEAF_AT + ((leaf & 63) >> 2)
             at += ((1 << depth) + leaf & 3) * UNIFORM_PLANE
