@@ -1,9 +1,9 @@
 """Both engines make the same chains of the same seed: all energies, samplers and their options.
 
 Each energy is compiled for one sampler, at 1, 5 or 70 chains (which get tiles of different sizes),
-and runs with all options of it, which are arguments of one kernel. Trajectories agree to rounding
-up to the first accept test whose uniform lies within rounding of the acceptance probability: there
-the engines may decide differently, which few chains may.
+and runs with all options of it, which are arguments of one kernel; and for NUTS, with trees of depth
+4 at most. Trajectories agree to rounding up to the first decision that lies within rounding of its
+uniform (or of a U-turn): there the engines may decide differently, which few chains may.
 """
 
 import inspect
@@ -40,7 +40,13 @@ from ebm_energies import (
     UniformBox,
 )
 from ebm_models import MLPEnergy
-from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, UnderdampedLangevin
+from ebm_samplers import (
+    MALA,
+    NUTS,
+    HamiltonianMonteCarlo,
+    LangevinDynamics,
+    UnderdampedLangevin,
+)
 
 N_STEPS = 8
 COVARIANCE = [[2.0, 0.9], [0.9, 1.0]]
@@ -202,6 +208,34 @@ def test_engines_make_the_same_chains(name):
         assert_same(a, b, agreed(x, a, b))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_engines_grow_the_same_trees(name):
+    case = CASES[name]
+    energy = case.make().to(case.dtype)
+    x = case.states(energy)[:20]
+    mass = torch.linspace(0.8, 1.6, x[0].numel()).view(x.shape[1:])
+    runs = (
+        ({"step_size": case.step}, {"thin": 1}),
+        (
+            {"step_size": lambda t: case.step / (1 + 0.1 * t), "mass": mass},
+            {"thin": 2, "burn_in": 1, "beta": torch.linspace(0.5, 1.5, len(x), dtype=case.dtype)},
+        ),
+    )
+    for settings, arguments in runs:
+        a, b = (
+            NUTS(energy, **settings, max_tree_depth=4, engine=engine).sample(
+                x, n_steps=4, keep="trajectory", seed=2**40 + 5, first_chain=7, **arguments
+            )
+            for engine in ("torch", "fused")
+        )
+        far = ((a.trajectory - b.trajectory).abs() > 0.01 * (1 + a.trajectory.abs())).flatten(2)
+        decided = far.any(2) | (a.stats["n_steps"] != b.stats["n_steps"])
+        together = (~decided).cumprod(1).bool()
+        assert (~together[:, -1]).sum() <= (0.1 * len(x) if x.dtype == torch.float32 else 0)
+        assert_same(a, b, together, slack=20)  # after up to 60 leapfrogs
+        assert a.stats["tree_depth"].double().mean() > 0.5
+
+
 def agreed(x, a, b):
     """Draws ``(chain, draw)`` before the first decision in which the engines differ."""
     moved_a, moved_b = (
@@ -214,9 +248,9 @@ def agreed(x, a, b):
     return together
 
 
-def assert_same(a, b, together):
+def assert_same(a, b, together, slack=1):
     """Draws and statistics, relative to 1 + their size; acceptance feels the rounding of E."""
-    tolerance = 2e-5 if a.final.dtype == torch.float32 else 1e-12
+    tolerance = slack * (2e-5 if a.final.dtype == torch.float32 else 1e-12)
     largest = a.potential.nan_to_num(posinf=0.0).abs().amax(1, keepdim=True)
     feels = (1 + largest).expand_as(a.potential)[together]
     columns = {"trajectory": (a.trajectory, b.trajectory), "potential": (a.potential, b.potential)}
@@ -228,7 +262,7 @@ def assert_same(a, b, together):
             assert torch.equal(u, v)
             continue
         u, v = u[together], v[together]
-        if key in ("diverging", "n_steps"):
+        if key in ("diverging", "n_steps", "tree_depth"):
             assert torch.equal(u, v), key
         else:
             scale = feels if key == "acceptance_rate" else 1 + u.abs()

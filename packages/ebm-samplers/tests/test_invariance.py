@@ -9,11 +9,11 @@ import re
 import textwrap
 
 import pytest
+from breaking import break_kernels
 from laws import BOUND, DIAGONAL, ENERGY, ONE, THREE, bent_wells, deviation, distance, exact_draws
 
 from ebm_core import as_energy
 from ebm_samplers import MALA, HamiltonianMonteCarlo
-from ebm_samplers.fused import codegen
 from ebm_samplers.noise import Noise
 
 ENGINES = ("torch", "fused")
@@ -94,21 +94,6 @@ def break_method(patch, owner, name, pattern, replacement):
     namespace = dict(method.__globals__)
     exec(text, namespace)
     patch.setattr(owner, name, namespace[name])
-
-
-def break_kernels(patch, *edits):
-    """Kernels generated from now on; returns the patterns found in their texts."""
-    right, found = codegen.compiled_text, set()
-
-    def wrong(kernel):
-        text = right(kernel)
-        for pattern, replacement in edits:
-            text, n = re.subn(pattern, replacement, text)
-            found.update([pattern] * n)
-        return text
-
-    patch.setattr(codegen, "compiled_text", wrong)
-    return found
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -18,7 +18,7 @@ from torch import Tensor
 from ebm_core.energy import EnergyLike
 from ebm_core.validation import check_integer, check_number
 from ebm_samplers.acceptance import metropolis
-from ebm_samplers.mass import checked_mass, mass_for
+from ebm_samplers.mass import checked_mass, kernel_mass, mass_for
 from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
@@ -83,10 +83,7 @@ class HamiltonianMonteCarlo(MarkovSampler):
 
     def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
         """M⁻¹ and the Cholesky factor of M."""
-        if self.mass is None:
-            return {}
-        mass, size = mass_for(self.mass, x), x[0].numel()
-        return {"inverse_mass": mass.inverse(size), "mass_root": mass.root(size)}
+        return kernel_mass(self.mass, x)
 
     def kernel_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | int:
         """The numbers of leapfrogs of the next ``n`` transitions."""
@@ -108,8 +105,9 @@ class HamiltonianMonteCarlo(MarkovSampler):
         return math.floor(self.jitter * (self.n_leapfrog_steps - 1))
 
     def _lengths(self, uniforms: Array) -> Array:
-        steps = np.floor(uniforms * (2 * self._spread + 1)).astype(np.int64)
-        lengths: Array = self.n_leapfrog_steps - self._spread + steps
+        spread = self._spread
+        steps = (uniforms * (2 * spread + 1)).astype(np.int64)
+        lengths: Array = steps + (self.n_leapfrog_steps - spread)
         return lengths
 
     def leapfrog(

@@ -179,3 +179,11 @@ def mass_for(mass: Tensor | None, x: Tensor) -> Mass:
         f"{tuple(event_shape)} (a diagonal) or ({size}, {size}) (a matrix)",
         "give the mass the event's shape, or one row and column for each element",
     )
+
+
+def kernel_mass(mass: Tensor | None, x: Tensor) -> dict[str, Tensor]:
+    """M⁻¹ and the Cholesky factor of M for states like ``x``, by names of `FusedEnergy.run`."""
+    if mass is None:
+        return {}
+    fitted, size = mass_for(mass, x), x[0].numel()
+    return {"inverse_mass": fitted.inverse(size), "mass_root": fitted.root(size)}

@@ -5,7 +5,7 @@ drawn with their multinomial weights, and U-turns are told by momenta. The trees
 `ebm_samplers.trees`.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ebm_core import ConfigurationError
 from ebm_core.energy import EnergyLike
 from ebm_core.validation import check_integer
-from ebm_samplers.mass import checked_mass, mass_for
+from ebm_samplers.mass import checked_mass, kernel_mass, mass_for
 from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
@@ -54,6 +54,7 @@ class NUTS(MarkovSampler):
     """
 
     statistics: ClassVar[tuple[str, ...]] = (*MarkovSampler.statistics, "energy", "tree_depth")
+    kernel: ClassVar[str | None] = "nuts"
 
     def __init__(
         self,
@@ -78,6 +79,19 @@ class NUTS(MarkovSampler):
     def prepare(self, x: Tensor, context: Context) -> None:
         """Fit the mass to the states."""
         context.prepared["mass"] = mass_for(self.mass, x)
+
+    def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
+        """M⁻¹ and the Cholesky factor of M."""
+        return kernel_mass(self.mass, x)
+
+    def kernel_lengths(self, n: int, uniforms: Any) -> int:
+        """Doublings at most."""
+        return self.max_tree_depth
+
+    @property
+    def kernel_gradients(self) -> int:
+        """Those of the deepest tree."""
+        return int(2**self.max_tree_depth)
 
     def transition(self, state: State, context: Context) -> tuple[State, Statistics]:
         """A fresh momentum, and a draw from the trajectory through the state."""

@@ -121,7 +121,7 @@ class Dynamics:
     def leapfrog(self, at: Point, sign: Tensor, index: Tensor) -> Point:
         """A step of chains ``index``, forwards (sign 1) or backwards (-1) in time."""
         axes = (-1, *(1,) * (at.x.ndim - 1))
-        h = (sign * self.step_size).to(at.x.dtype).view(axes)
+        h = (sign.to(at.x.dtype) * self.step_size).view(axes)
         beta = self.beta[index].view(axes)
         momentum = at.momentum - h / 2 * beta * at.gradient
         new = self.evaluate(at.x + h * self.mass.velocity(momentum))

@@ -26,7 +26,7 @@ from ebm_samplers.fused.cuda.energy import CudaEnergy
 TABLE = Path(__file__).with_name("resources.json")
 PAGE = Path(__file__).parents[4] / "docs" / "cuda.md"
 ARCHITECTURES = ("sm_80", "sm_90")
-SAMPLERS = ("energy", "langevin", "underdamped", "mala", "hmc")
+SAMPLERS = ("energy", "langevin", "underdamped", "mala", "hmc", "nuts")
 PLANE = ("double well", "rosenbrock", "mixture")  # in two dimensions, straight-line
 ENERGIES = {
     **{name: TARGETS[name] for name in (*PLANE, "images", "perceptron")},

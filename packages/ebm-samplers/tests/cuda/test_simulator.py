@@ -8,7 +8,14 @@ import torch
 from targets import TARGETS, DoubleWell, dense_gaussian, funnel
 
 from ebm_core import as_energy
-from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, UnderdampedLangevin, fuse
+from ebm_samplers import (
+    MALA,
+    NUTS,
+    HamiltonianMonteCarlo,
+    LangevinDynamics,
+    UnderdampedLangevin,
+    fuse,
+)
 from ebm_samplers.fused.engine import FusedEnergy
 from ebm_samplers.fused.noise import fill_rows
 from ebm_samplers.philox import philox4x32
@@ -22,7 +29,7 @@ pytestmark = [
 ]
 KEY, FIRST = 2**40 + 12345, 7
 CLOSE = {torch.float32: 2e-5, torch.float64: 1e-12}
-SAMPLERS = ("langevin", "underdamped", "mala", "hmc")
+SAMPLERS = ("langevin", "underdamped", "mala", "hmc", "nuts")
 ENERGIES = {
     **{name: TARGETS[name] for name in ("double well", "rosenbrock", "mixture", "images")},
     "funnel": (lambda dtype: funnel, (3,)),
@@ -142,6 +149,18 @@ def test_masses(name, dense):
     same(*runs(name, "hmc", **given))
 
 
+@pytest.mark.parametrize("dense", (True, False))
+def test_deep_trees(dense):
+    """Beyond the uniforms that are made ahead."""
+    mass = np.array([[1.2, 0.3], [0.3, 0.8]]) if dense else np.array([[1.2, 0.8]])
+    inverse = np.linalg.inv(mass) if dense else 1 / mass
+    root = np.linalg.cholesky(mass) if dense else mass**0.5
+    given = {"inverse_mass": inverse, "mass_root": root, "lengths": 6, "step_size": 0.02}
+    want, have = runs("double well", "nuts", torch.float64, n=2, **given)
+    same(want, have, torch.float64)
+    assert want.statistics[6].max() > 5
+
+
 def test_temperatures_and_thinning():
     beta = np.linspace(0.2, 1.2, 5, dtype=np.float32).reshape(-1, 1)
     same(*runs("double well", "mala", beta=beta, thin=3, n=9))
@@ -202,6 +221,7 @@ def test_states_that_are_not_finite():
         lambda e: MALA(e, lambda step: 0.05 / (1 + step)),
         lambda e: HamiltonianMonteCarlo(e, 0.1, 3),
         lambda e: HamiltonianMonteCarlo(e, 0.1, 3, mass=torch.tensor([1.0, 2.0])),
+        lambda e: NUTS(e, 0.3, 3, mass=torch.tensor([1.0, 2.0])),
         lambda e: MALA(e, 0.05, target_acceptance=0.6),
     ),
 )
@@ -229,3 +249,6 @@ def test_fuse(on_cuda):
     values, slopes = fuse(energy)(x)
     torch.testing.assert_close(values, energy(x))
     torch.testing.assert_close(slopes, energy.gradient(x))
+    x.requires_grad_()
+    fuse(energy)(x)[0].sum().backward()
+    torch.testing.assert_close(x.grad, slopes)

@@ -112,12 +112,13 @@ def test_same_numbers_same_trajectory(name, sampler, n_chains):
         assert (torch.from_numpy(have.acceptance) - chance)[certain].abs().max() < 20 * tolerance
 
 
-@pytest.mark.parametrize("sampler", ("langevin", "underdamped", "mala", "hmc"))
+@pytest.mark.parametrize("sampler", ("langevin", "underdamped", "mala", "hmc", "nuts"))
 def test_chunks_threads_and_numbers_of_chains_change_nothing(sampler, monkeypatch):
     energy = as_energy(TARGETS["double well"][0](torch.float32))
     x = torch.randn(300, 2, generator=torch.Generator().manual_seed(4))
     ones = torch.ones(300)
-    steps, lengths, mass = [0.02] * 143, [2] * 143, torch.ones(2)
+    deep = sampler == "nuts"  # some beyond the uniforms made ahead
+    steps, lengths, mass = [0.1 if deep else 0.02] * 143, [5 if deep else 2] * 143, torch.ones(2)
     whole = fused_chain(energy, sampler, x, steps, lengths, mass, ones)
     fused, cut = fused_energy(energy, x, sampler), None
     for a, b in ((0, 1), (1, 6), (6, 7), (7, 143)):

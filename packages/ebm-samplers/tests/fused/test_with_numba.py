@@ -25,6 +25,7 @@ def by_numba(source, name="chains"):
         ("hmc", "double well", torch.float32, 70),
         ("mala", "double well", torch.float64, 1),
         ("langevin", "perceptron", torch.float32, 5),
+        ("nuts", "funnel", torch.float64, 5),
     ),
 )
 def test_chains_are_the_same(sampler, target, dtype, n, monkeypatch):
@@ -32,7 +33,7 @@ def test_chains_are_the_same(sampler, target, dtype, n, monkeypatch):
     energy = as_energy(make(dtype))
     x = torch.randn(n, *shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     fused = fused_energy(energy, x, sampler)
-    kernel = fused.kernel(sampler, fused.lanes(n))
+    kernel = fused.kernel(sampler, fused.lanes_for(sampler, n))
 
     def run():
         settings = {"n_steps": 9, "step_size": 0.05, "lengths": 3, "key": 5, "thin": 3}
@@ -57,7 +58,7 @@ def test_noise_is_the_same(double):
     results = []
     for function in (found.call, call):
         z = np.zeros(4 * 32, dtype)
-        args = (z.ctypes.data, words.ctypes.data, 32, 3, 7, 2**33, 4, 1, 2**63 + 5, False)
+        args = (z.ctypes.data, words.ctypes.data, 32, 8, 3, 7, 2**33, 14, 3, 1, 2**63 + 5, False)
         function(*args)
         results.append(z)
     assert np.array_equal(*results)

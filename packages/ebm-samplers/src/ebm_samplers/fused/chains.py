@@ -6,7 +6,6 @@ acceptance after each transition, and so a launch for each.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from ebm_core import ConfigurationError
 from ebm_samplers.acceptance import RESOLUTION, check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.chains import Chains, Leg, Plan, Position, require_finite
-from ebm_samplers.fused.engine import Array, FusedEnergy, Run, Slots
+from ebm_samplers.fused.engine import Array, FusedEnergy, Launch, Run, Slots
+from ebm_samplers.fused.kernels import USUAL
 from ebm_samplers.fused.lookup import fused_start
-from ebm_samplers.fused.noise import fill_rows
+from ebm_samplers.fused.repeat import Repeat, shared_uniforms
 from ebm_samplers.fused.trace import CannotFuse
 from ebm_samplers.noise import check_counter, fill_normals
 from ebm_samplers.states import State
@@ -36,9 +36,8 @@ SECONDS = 0.1
 SERIES = {"step_size", "noise_scale", "friction"}
 """Settings that kernels take."""
 
-UNIFORMS = 256
-"""How many uniforms that all chains share are made at once for short runs, which often follow each
-other."""
+COUNTED = 20
+"""Bits of a number of leapfrogs that a kernel counts at a time."""
 
 SCRATCH = 2**20
 """Elements of draws that are only passed on, to running moments."""
@@ -89,7 +88,8 @@ class FusedChains(Chains):
         if position.x.device.type == "cpu":
             self.constants = {name: values.numpy() for name, values in self.constants.items()}
         self._pace = 0.0  # transitions a leg; 0 for a guess
-        self._ahead: tuple[_Series, Run] | None = None
+        self._ahead: tuple[_Series, Launch] | None = None
+        self._only: tuple[_Series, Launch] | None = None  # the launch of a call of one
 
         first: list[_Series] = []
 
@@ -105,9 +105,9 @@ class FusedChains(Chains):
             series = first[0]
             if not series.n and series.failure is not None:
                 raise series.failure
-            run = self._launched(series, series.n, x=x)
-            self._ahead = series, run
-            return run
+            launch = self._launched(series, series.n, x=x)
+            self._ahead = self._only = series, launch
+            return launch.run
 
         if not ahead:
             self.step_size = next(self.settings(1))["step_size"]
@@ -203,6 +203,24 @@ class FusedChains(Chains):
                 raise series.failure
         return accepted / (n * self.shape[0]) if self.sampler.adjusted else None
 
+    def repeat(self) -> Repeat | None:
+        """What makes again the one launch that `advance` was; None if there was, or is, more to it.
+
+        The launch's memory is the repeat's from now on.
+        """
+        sampler = self.sampler
+        if self._only is None or self.constants or sampler.state_class.carried:
+            return None
+        series, launch = self._only
+        constant = all(setting.is_constant for setting in sampler.settings.values())
+        if (
+            not constant
+            or self.adapted_step_size is not None
+            or type(self.fused) is not FusedEnergy
+        ):
+            return None
+        return Repeat(sampler, self.fused, self.kernel, self.lanes, self.shape, series.n, launch)
+
     def _fresh(self, position: Position) -> Array:
         """What the kernel enters of the chains at their start: positions, or states."""
         x, names = position.x, self.sampler.state_class.carried
@@ -233,11 +251,12 @@ class FusedChains(Chains):
     def _advance(self, series: "_Series", thin: int, **more: Any) -> Run:
         """Make transitions, unless they have been made ahead; the chains then stand after them."""
         if self._ahead is not None:
-            _, run = self._ahead
+            _, launch = self._ahead
             self._ahead = None
-            resolved = self._start_resolved
+            run, resolved = launch.run, self._start_resolved
         else:
-            run = self._launched(series, thin, state=self.packed, **more)
+            launch = self._launched(series, thin, state=self.packed, **more)
+            self._only, run = None, launch.run
             resolved = not self.sampler.adjusted or self._is_resolved(run.largest)
         if not resolved:
             check_resolution(self.fused.tensor(run.largest))
@@ -247,9 +266,11 @@ class FusedChains(Chains):
         self.step_size = series.last_step_size
         return run
 
-    def _launched(self, series: "_Series", thin: int, x: Array | None = None, **more: Any) -> Run:
+    def _launched(
+        self, series: "_Series", thin: int, x: Array | None = None, **more: Any
+    ) -> Launch:
         started = time.perf_counter()
-        run = self.fused.run(
+        launch = self.fused.launch(
             self.kernel,
             x,
             n_steps=series.n,
@@ -264,10 +285,11 @@ class FusedChains(Chains):
             **series.values,
             **more,
         )
+        launch()
         self.fused.wait()
         seconds = max(time.perf_counter() - started, 1e-6)
         self._pace = series.n * min(4.0, SECONDS / seconds)
-        return run
+        return launch
 
     def _is_resolved(self, potential: Array) -> bool:
         return bool(self.fused.eps * potential.max() <= RESOLUTION)
@@ -289,17 +311,20 @@ class FusedChains(Chains):
     def _leg(self, run: Run, series: "_Series") -> Leg:
         """A launch's transitions, with statistics of all of them together."""
         one = run.statistics.shape[2] == 1
-        columns: dict[str, Callable[[], Array]] = {
-            "acceptance_rate": lambda: run.acceptance[:, 0] if one else run.acceptance.sum(1),
-            "diverging": lambda: (run.wild[:, 0] if one else run.wild.sum(1)) > 0,
-            "energy": lambda: run.hamiltonian[:, -1],
+        tensor = self.fused.tensor
+        columns: dict[str, Callable[[], Tensor | int]] = {
+            "acceptance_rate": lambda: tensor(
+                run.acceptance[:, 0] if one else run.acceptance.sum(1)
+            ),
+            "diverging": lambda: tensor((run.wild[:, 0] if one else run.wild.sum(1)) > 0),
+            "energy": lambda: tensor(run.hamiltonian[:, -1]),
+            "n_steps": lambda: int(series.leapfrogs(series.n)[0]),
         }
-        statistics: dict[str, Tensor | int] = {
-            name: int(series.leapfrogs(series.n)[0])
-            if name == "n_steps"
-            else self.fused.tensor(columns[name]())
-            for name in self.sampler.statistics
-        }
+        if len(run.statistics) > USUAL:
+            leapfrogs, depths = _of_trees(tensor(run.statistics))
+            columns["n_steps"] = lambda: leapfrogs.sum(1)
+            columns["tree_depth"] = lambda: depths.amax(1)
+        statistics = {name: columns[name]() for name in self.sampler.statistics}
         draws = None
         if run.draws.shape[1]:
             draws = self.fused.tensor(run.draws).view(*run.draws.shape[:2], *self.shape[1:])
@@ -326,15 +351,13 @@ class FusedChains(Chains):
 
     def _shared_uniforms(self, stream: int, n: int) -> Array:
         """Uniforms of the next ``n`` transitions that all chains share."""
-        block, first = divmod(self.counter, UNIFORMS)
-        if first + n <= UNIFORMS:
-            return _uniforms(self.key, stream, block * UNIFORMS, UNIFORMS)[first : first + n]
-        return _uniforms.__wrapped__(self.key, stream, self.counter, n)
+        return shared_uniforms(self.key, self.counter, stream, n)
 
     def _end(self, done: int, n: int, plan: Plan) -> int:
         """Where the next leg ends: with a draw, if there is one in it."""
         if not self._pace:
-            self._pace = SECONDS / self.fused.seconds(self.shape[0])
+            gradients = self.sampler.kernel_gradients
+            self._pace = SECONDS / (gradients * self.fused.seconds(self.shape[0]))
         end = min(n, done + max(1, int(self._pace)))
         thin = plan.thin
         if plan.stop is not None:
@@ -377,13 +400,10 @@ class _Series:
         return sums
 
 
-@functools.lru_cache(maxsize=8)
-def _uniforms(key: int, stream: int, first: int, n: int) -> Array:
-    """Uniforms of steps ``first`` to ``first + n - 1`` of chain 0."""
-    out = np.empty((1, n), np.float32)
-    fill_rows(out, True, key, stream, 0, first)
-    uniforms: Array = out[0].astype(np.float64)
-    return uniforms
+def _of_trees(statistics: Tensor) -> tuple[Tensor, Tensor]:
+    """Leapfrogs and depths from what a kernel writes of trees, both ``(chain, slot)``, int64."""
+    rest, above, depth = statistics[USUAL:].long()
+    return rest + (above << COUNTED), depth
 
 
 class _Columns:
@@ -391,15 +411,16 @@ class _Columns:
 
     def __init__(self, chains: FusedChains, n_draws: int) -> None:
         n_chains, fused = len(chains.packed), chains.fused
-        self._all = fused.slots(n_chains, n_draws)
-        draws, statistics = fused.tensor(self._all.draws), fused.tensor(self._all.statistics)
-        potential, acceptance, self._wild, hamiltonian = statistics.unbind()
+        self._all = fused.slots(chains.kernel, n_chains, n_draws)
+        draws, self._statistics = fused.tensor(self._all.draws), fused.tensor(self._all.statistics)
+        potential, acceptance, self._wild, hamiltonian = self._statistics[:USUAL].unbind()
         self._acceptance = acceptance
         columns = {
             "acceptance_rate": acceptance,
             "diverging": torch.empty_like(acceptance, dtype=torch.bool),
             "n_steps": torch.empty_like(acceptance, dtype=torch.int64),
             "energy": hamiltonian,
+            "tree_depth": torch.empty_like(acceptance, dtype=torch.int64),
         }
         self.tensors = {
             "x": draws.view(n_chains, n_draws, *chains.shape[1:]),
@@ -417,5 +438,9 @@ class _Columns:
         self._acceptance[:, first:end] /= thin
         if "diverging" in self.tensors:
             self.tensors["diverging"][:, first:end] = self._wild[:, first:end] > 0
-        if "n_steps" in self.tensors:
+        if len(self._statistics) > USUAL:
+            leapfrogs, depths = _of_trees(self._statistics[:, :, first:end])
+            self.tensors["n_steps"][:, first:end] = leapfrogs
+            self.tensors["tree_depth"][:, first:end] = depths
+        elif "n_steps" in self.tensors:
             self.tensors["n_steps"][:, first:end] = torch.from_numpy(series.leapfrogs(thin))

@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ebm_samplers.fused.arithmetic import NUMPY_NAMES, function_names
-from ebm_samplers.fused.expansion import expanded
+from ebm_samplers.fused.expansion import UNROLLED, expanded
 from ebm_samplers.fused.graph import Affine, Expr, Index, reachable
-from ebm_samplers.fused.kernels import CARRIED, compiled_text
+from ebm_samplers.fused.kernels import CARRIED, ONE_LANE, USUAL, compiled_text
 from ebm_samplers.fused.program import Loop, Nest, Product, Program
 from ebm_samplers.fused.registers import simplify
 from ebm_samplers.streams import Stream
@@ -38,7 +38,7 @@ with fewer, they bring it to MALA alone, and cost a call of some leapfrogs 20 µ
 LOCAL_NUMBERS = 2**13
 """Numbers of a tile up to which it lies on the stack."""
 
-OWN_ROWS = ("BETA", "POTENTIAL", "CHANCE", "WILD", "TOTAL", "SIZE", "FREE")
+OWN_ROWS = ("BETA", "SIZE", "POTENTIAL", "CHANCE", "WILD", "TOTAL", "FREE")
 EXTREMA = {"max": "<", "min": ">", "above": "<", "below": ">"}
 
 PRELUDE = '''"""{title}; generated, do not edit."""
@@ -58,7 +58,7 @@ real = np.{dtype}
 reals, ints, words_at = map(pointer, (Reals, Ints, Words))
 '''
 
-FILL_TEXT = """fill = External("{fill}", (Reals, Words, Int, Int, Int, Int, Int, Int, Key, Int))
+FILL_TEXT = """fill = External("{fill}", (Reals, Words, *(Int,) * 8, Key, Int))
 """
 """The function that makes noise; see `noise`."""
 
@@ -89,11 +89,13 @@ def module_source(
         header += f"exp = {names['exp']}\n" + FILL_TEXT.format(fill=fill_symbol(double))
     energy = energy_function(program, names, lanes)
     constants = constants_of(program, lanes, chunk) | {"DENSE": int(dense)}
-    function, constants, numbers = expanded_kernel(energy, sampler, constants)
+    written_out = UNROLLED if sampler in ONE_LANE and program.straight else 0
+    function, constants, numbers = expanded_kernel(energy, sampler, constants, written_out)
     known: dict[str, object] = {**numbers}
     normals, uniforms = 4 * constants["PLANE"], 4 * constants["UNIFORM_PLANE"]
     words = max(normals, uniforms)
     sizes = {"memory": constants["END"] * lanes, "words": words, "z": normals, "u": uniforms}
+    sizes["stack"] = constants["STACK"]
     known |= _in_one_block(function, sizes, 8 if double else 4)
     body = ast.unparse(ast.fix_missing_locations(function)) + "\n"
     known |= {"ROWS": constants["END"], "D": program.size, "L": lanes}
@@ -123,6 +125,9 @@ def constants_of(program: Program, lanes: int, chunk: int) -> dict[str, int]:
         "PLANE": size * chunk // 4 * lanes,
         "UNIFORM_PLANE": chunk // 4 * lanes,
         **{name: program.n_rows + i for i, name in enumerate(OWN_ROWS)},
+        "STATISTICS": USUAL,
+        "STACK": 0,
+        "TREES": 0,
         "COALESCED": 0,
         "DENSE": 0,
         **{stream.name: int(stream) for stream in Stream},

@@ -8,6 +8,7 @@ still agrees with its energy is the business of `ebm_samplers.fused.lookup`.
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from ebm_core.energy import EnergyFunction
 from ebm_samplers.fused.codegen import module_source
 from ebm_samplers.fused.kernel import Kernel, address, counts
-from ebm_samplers.fused.kernels import CARRIED
+from ebm_samplers.fused.kernels import CARRIED, ONE_LANE, STATISTICS, USUAL
 from ebm_samplers.fused.lowering import lower, too_large
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.rules import RULES
@@ -48,7 +49,8 @@ class Run:
             constant) side by side, ``(chain, 2d + 1)``.
         draws: ``(chain, draw, d)``; empty if none were asked for.
         statistics: ``(4, chain, slot)``: E with its constant, sum of acceptance probabilities,
-            number of wild transitions, Hamiltonian.
+            number of wild transitions, Hamiltonian; of trees, three more: the number of leapfrogs
+            modulo 2²⁰, how often 2²⁰ have gone by, and the largest depth.
         notes: ``(3, chain)``: the largest beta·|E| that each chain met; of fresh chains, E at the
             start without its constant, and 1 where x, E or ∇E was not finite, else 0.
     """
@@ -94,13 +96,37 @@ class Run:
         return hamiltonian
 
 
+@dataclass
+class Launch:
+    """A kernel with its arguments: ready to run, and to run again in the same memory.
+
+    Attributes:
+        kernel: Runs, given the work and the arguments.
+        work: Roughly the scalar operations of it all.
+        given: The arguments, see `Kernel`.
+        run: What it gives.
+        held: The memory whose addresses are among the arguments.
+    """
+
+    kernel: Callable[[float, dict[str, Any]], None]
+    work: float
+    given: dict[str, Any]
+    run: Run
+    held: tuple[Any, ...] = ()
+
+    def __call__(self) -> Run:
+        """Run it."""
+        self.kernel(self.work, self.given)
+        return self.run
+
+
 @dataclass(frozen=True)
 class Slots:
     """Where a kernel writes what it reports: a slot covers some transitions, and may end in a draw.
 
     Attributes:
         draws: ``(chain, slot, d)``, or without slots where no draws are kept.
-        statistics: ``(4, chain, slot)``, as in `Run`.
+        statistics: ``(…, chain, slot)``, as in `Run`.
         first: The slot to begin with.
     """
 
@@ -156,8 +182,12 @@ class FusedEnergy:
         """Whether the program is "straight-line" code or "looped"."""
         return "straight-line" if self.program.straight else "looped"
 
+    def lanes_for(self, sampler: str, n_chains: int) -> int:
+        """How many lanes a tile has for so many chains of a sampler."""
+        return 1 if sampler in ONE_LANE else self.lanes(n_chains)
+
     def lanes(self, n_chains: int) -> int:
-        """How many lanes a tile has for so many chains."""
+        """How many lanes a tile has for so many chains that go in step."""
         if n_chains <= 2:
             return 1
         rows = self.program.n_rows + 6 * self.size
@@ -188,7 +218,7 @@ class FusedEnergy:
         double = self.dtype == torch.float64
         title = f"{sampler} on an energy of {self.size} elements, {lanes} lanes"
         source = module_source(self.program, sampler, lanes, double, title, dense)
-        return Kernel(source, lanes)
+        return Kernel(source, lanes, even=sampler not in ONE_LANE)
 
     def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:
         """The energy's numbers as they are now, and its additive constant."""
@@ -213,9 +243,9 @@ class FusedEnergy:
                 lanes=lanes,
                 **constants,
             )
-        slots, notes = self.slots(len(x), 0), np.empty((3, len(x)), self.real)
+        slots, notes = self.slots(sampler, len(x), 0), np.empty((3, len(x)), self.real)
         state = np.empty((len(x), 2 * self.size + 1), self.real)
-        source = _plain(x, self.real)
+        source = plain(x, self.real)
         given = {"p": p, "source": address(source), "state": address(state), "n_chains": len(x)}
         self.kernel(sampler, lanes)(len(x) * self.n_operations, given)
         notes[1] = state[:, -1]  # nobody asks for more
@@ -237,7 +267,7 @@ class FusedEnergy:
         self, x: Array, sampler: str = "energy", lanes: int | None = None
     ) -> tuple[Array, Array]:
         """Energies ``(n,)`` and gradients ``(n, d)`` of states, by the kernel of a sampler."""
-        lanes = lanes or self.lanes(len(x))
+        lanes = lanes or self.lanes_for(sampler, len(x))
         p, offset = self.parameters(sampler, lanes)
         state = self.start(x, sampler, lanes, p, offset).state
         return self.energies(state, offset), self.gradients(state)
@@ -252,7 +282,11 @@ class FusedEnergy:
         """∇E, ``(chain, d)``, in a state of the chains."""
         return state[:, self.size : 2 * self.size]
 
-    def run(
+    def run(self, sampler: str, x: Array | None, **settings: Any) -> Run:
+        """Advance chains; takes what `launch` takes."""
+        return self.launch(sampler, x, **settings)()
+
+    def launch(
         self,
         sampler: str,
         x: Array | None,
@@ -275,8 +309,8 @@ class FusedEnergy:
         parameters: Array | None = None,
         offset: float | None = None,
         lanes: int | None = None,
-    ) -> Run:
-        """Advance chains by ``n_steps`` transitions.
+    ) -> Launch:
+        """Make ready to advance chains by ``n_steps`` transitions.
 
         Args:
             sampler: The name of a module of `kernels`.
@@ -288,7 +322,7 @@ class FusedEnergy:
             key: The 64-bit seed.
             noise_scale: Likewise (Langevin).
             friction: Likewise (underdamped Langevin).
-            lengths: Leapfrogs, likewise (HMC).
+            lengths: Leapfrogs, likewise (HMC), or doublings at most (NUTS).
             inverse_mass: M⁻¹, ``(1, d)`` (a diagonal) or ``(d, d)``.
             mass_root: The lower Cholesky factor of M, likewise.
             beta: Inverse temperatures, ``(chain, 1)``.
@@ -302,23 +336,25 @@ class FusedEnergy:
             offset: Likewise.
             lanes: Chains of a tile; None for what suits their number.
         """
-        source = state if x is None else _plain(self.fresh(sampler, x), self.real)
+        source = state if x is None else plain(self.fresh(sampler, x), self.real)
         assert source is not None
         n_chains, real = len(source), self.real
-        lanes = lanes or self.lanes(n_chains)
+        lanes = lanes or self.lanes_for(sampler, n_chains)
         if parameters is None or offset is None:
             parameters, offset = self.parameters(sampler, lanes)
         thin = thin or max(n_steps, 1)
         # one piece of memory: to ask for it, and for its address, takes as long as some arithmetic
         n_slots = 0 if slots else n_steps // thin
         n_state, n_notes = n_chains * self.width(sampler), 3 * n_chains
-        memory = np.empty(n_state + n_notes + 4 * n_chains * n_slots, real)
+        n_statistics = STATISTICS.get(sampler, USUAL)
+        memory = np.empty(n_state + n_notes + n_statistics * n_chains * n_slots, real)
         state_at = address(memory)
         notes_at = state_at + n_state * real.itemsize
         statistics_at = notes_at + n_notes * real.itemsize
         if slots is None:
             draws = np.empty((n_chains, n_slots, self.size), real) if keep_draws else self._none
-            slots = Slots(draws, memory[n_state + n_notes :].reshape(4, n_chains, n_slots))
+            shape = n_statistics, n_chains, n_slots
+            slots = Slots(draws, memory[n_state + n_notes :].reshape(shape))
         else:
             statistics_at = address(slots.statistics)
         result = Run(
@@ -330,7 +366,7 @@ class FusedEnergy:
         sizes, sizes_at = _column(step_size, real)
         spreads, spreads_at = _column(spread(step_size, noise_scale, friction), real)
         leaps, leaps_at = _column(lengths, np.int64)
-        mass = self._ones if inverse_mass is None else _plain(inverse_mass, real)
+        mass = self._ones if inverse_mass is None else plain(inverse_mass, real)
         operations = (int(leaps[0]) if len(leaps) else 1) * self.n_operations  # about
         given = {
             "n_chains": n_chains,
@@ -339,7 +375,7 @@ class FusedEnergy:
             "source": address(source),
             "fresh": x is not None,
             "state": state_at,
-            "beta": self._one_each(n_chains) if beta is None else _plain(beta, real),
+            "beta": self._one_each(n_chains) if beta is None else plain(beta, real),
             "step_size": sizes_at,
             "spread": spreads_at,
             "lengths": leaps_at,
@@ -347,7 +383,7 @@ class FusedEnergy:
             "spread_stride": len(spreads) > 1,
             "length_stride": len(leaps) > 1,
             "mass": mass,
-            "root": self._ones if mass_root is None else _plain(mass_root, real),
+            "root": self._ones if mass_root is None else plain(mass_root, real),
             "key": key,
             "first_chain": first_chain,
             "first_step": first_step,
@@ -361,8 +397,8 @@ class FusedEnergy:
             "notes": notes_at,
         }
         work = n_chains * n_steps * (operations + 40 * self.size)
-        self.kernel(sampler, lanes, len(mass) > 1)(work, given)
-        return result
+        held = memory, source, sizes, spreads, leaps
+        return Launch(self.kernel(sampler, lanes, len(mass) > 1), work, given, result, held)
 
     def flat(self, x: Tensor) -> Any:
         """States ``(chain, *event)`` as ``(chain, d)``, of the same memory if that can be."""
@@ -394,11 +430,11 @@ class FusedEnergy:
         """What runs give, as a tensor of the same memory."""
         return torch.from_numpy(values)
 
-    def slots(self, n_chains: int, n_slots: int) -> Slots:
+    def slots(self, sampler: str, n_chains: int, n_slots: int) -> Slots:
         """Room for the draws and statistics of several runs."""
         return Slots(
             np.empty((n_chains, n_slots, self.size), self.real),
-            np.empty((4, n_chains, n_slots), self.real),
+            np.empty((STATISTICS.get(sampler, USUAL), n_chains, n_slots), self.real),
         )
 
     def _one_each(self, n_chains: int) -> Array:
@@ -435,11 +471,11 @@ def _column(values: float | Array, dtype: Any) -> tuple[Array, int]:
     """A value for each transition, or one for all, and where they are."""
     if not isinstance(values, np.ndarray):
         return _same(values, dtype)
-    array = _plain(values, dtype)
+    array = plain(values, dtype)
     return array, address(array)
 
 
-def _plain(values: Array, dtype: Any) -> Array:
+def plain(values: Array, dtype: Any) -> Array:
     """In C order and of this dtype."""
     if values.dtype == dtype and values.flags.c_contiguous:
         return values

@@ -120,7 +120,7 @@ class _Expander:
                         zip(
                             (parameter.arg for parameter in callee.args.args),
                             (self._folded(argument, names) for argument in arguments),
-                            strict=True,
+                            strict=callee.args.vararg is None,  # which takes what is not wanted
                         )
                     )
                     out += self.procedure(callee, given)

@@ -27,6 +27,10 @@ THREAD_WORK = 5e7
 """Scalar operations, for all lanes together, below which one thread does all: some 3 ms. To wake
 threads took up to 1 ms where it was measured."""
 
+PIECES = 8
+"""Into how many pieces a thread's share is cut where chains differ in what they take: whichever
+thread is free takes the next."""
+
 LASTING = ("p", "beta", "mass", "root")
 """Arguments that are often the same arrays as in the last call."""
 
@@ -42,6 +46,7 @@ class Kernel:
     Args:
         source: The generated module.
         lanes: Chains of a tile.
+        even: Whether all tiles take as long.
 
     Attributes:
         source: The generated module.
@@ -50,8 +55,8 @@ class Kernel:
         cached: Whether it came from disk.
     """
 
-    def __init__(self, source: str, lanes: int) -> None:
-        self.source, self.lanes = source, lanes
+    def __init__(self, source: str, lanes: int, even: bool = True) -> None:
+        self.source, self.lanes, self.even = source, lanes, even
         names: dict[str, Any] = {}
         exec(compile(source, "<kernel>", "exec"), names)
         self._offset: Callable[[Any], float] = names["energy_offset"]
@@ -106,7 +111,8 @@ class Kernel:
             call(block, room, first_tile, last_tile)
             del memory
 
-        bounds = [n_tiles * i // n_threads for i in range(n_threads + 1)]
+        n_pieces = n_threads if self.even else min(n_tiles, PIECES * n_threads)
+        bounds = [n_tiles * i // n_pieces for i in range(n_pieces + 1)]
         tasks: list[Future[None]] = []
         try:
             for a, b in pairwise(bounds):

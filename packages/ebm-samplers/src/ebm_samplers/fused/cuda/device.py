@@ -126,9 +126,12 @@ def noise(double: bool) -> Callable[..., None]:
     """`kernels.noise.fill` for one chain, a block at a time and without memory between."""
     normals, uniforms = block(double, False), block(double, True)
 
-    def fill(out, words, plane, shift, chain, first_block, n_blocks, stream, key, uniform):
-        for q in range(n_blocks):
-            number = np.uint64(first_block + q)
+    def fill(
+        out, words, plane, at, shift, chain, first_block, apart, n_blocks, stream, key, uniform
+    ):
+        for i in range(n_blocks):
+            q = at + i
+            number = np.uint64(first_block + (i << apart))
             if uniform:
                 a, b, c, d = uniforms(key, np.uint64(chain), number, np.uint64(stream))
                 out[q] = a

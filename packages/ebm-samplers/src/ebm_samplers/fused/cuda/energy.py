@@ -12,8 +12,8 @@ from ebm_samplers.fused.cuda._backend import numba_cuda, simulated
 from ebm_samplers.fused.cuda.kernel import CudaKernel
 from ebm_samplers.fused.cuda.parameters import CudaParameters
 from ebm_samplers.fused.cuda.source import device_source
-from ebm_samplers.fused.engine import FusedEnergy, Run, Slots, spread
-from ebm_samplers.fused.kernels import CARRIED
+from ebm_samplers.fused.engine import FusedEnergy, Launch, Run, Slots, spread
+from ebm_samplers.fused.kernels import CARRIED, STATISTICS, USUAL
 from ebm_samplers.fused.trace import CannotFuse
 
 OPERATIONS, OPERATION = 1e12, 3e-9
@@ -86,10 +86,10 @@ class CudaEnergy(FusedEnergy):
         given = {"p": p, "source": x.t().contiguous(), "state": state, "n_chains": n_chains}
         self.kernel(sampler, lanes)(given, n_chains, self.device)
         notes[1] = state[-1]
-        slots = self.slots(n_chains, 0)
+        slots = self.slots(sampler, n_chains, 0)
         return Run(state.t(), slots.draws, slots.statistics, notes)  # type: ignore[arg-type]
 
-    def run(  # type: ignore[override]
+    def launch(  # type: ignore[override]
         self,
         sampler: str,
         x: Tensor | None,
@@ -112,8 +112,8 @@ class CudaEnergy(FusedEnergy):
         parameters: Tensor | None = None,
         offset: float | None = None,
         lanes: int | None = None,
-    ) -> Run:
-        """Advance chains by ``n_steps`` transitions; see `FusedEnergy.run`."""
+    ) -> Launch:
+        """Make ready to advance chains by ``n_steps`` transitions; see `FusedEnergy.launch`."""
         rows = state if x is None else self.fresh(sampler, x)
         assert rows is not None
         n_chains = len(rows)
@@ -121,7 +121,7 @@ class CudaEnergy(FusedEnergy):
             parameters, offset = self.parameters(sampler, 1)
         thin = thin or max(n_steps, 1)
         if slots is None:
-            slots = self.slots(n_chains, n_steps // thin, keep_draws)
+            slots = self.slots(sampler, n_chains, n_steps // thin, keep_draws)
         after, notes = self._empty(self.width(sampler), n_chains), self._empty(3, n_chains)
         sizes = self._column(step_size, self.dtype)
         spreads = self._column(spread(step_size, noise_scale, friction), self.dtype)
@@ -155,8 +155,9 @@ class CudaEnergy(FusedEnergy):
             "statistics": _memory(slots.statistics),
             "notes": notes,
         }
-        self.kernel(sampler, 1, len(mass) > 1)(given, n_chains, self.device)
-        return Run(after.t(), slots.draws, slots.statistics, notes)  # type: ignore[arg-type]
+        kernel = self.kernel(sampler, 1, len(mass) > 1)
+        result = Run(after.t(), slots.draws, slots.statistics, notes)  # type: ignore[arg-type]
+        return Launch(lambda _, given: kernel(given, n_chains, self.device), 0.0, given, result)
 
     def fresh(self, sampler: str, x: Any) -> Any:
         """What a kernel enters of fresh chains at positions ``(chain, d)``."""
@@ -165,12 +166,15 @@ class CudaEnergy(FusedEnergy):
             return x
         return torch.nn.functional.pad(x, (0, missing))
 
-    def slots(self, n_chains: int, n_slots: int, keep_draws: bool = True) -> Slots:
+    def slots(
+        self, sampler: str, n_chains: int, n_slots: int, keep_draws: bool = True
+    ) -> Slots:
         """Room for draws and statistics, with the chains along the last axis of the memory."""
         draws: Any = self._nothing
         if keep_draws:
             draws = self._empty(n_slots, self.size, n_chains).permute(2, 0, 1)
-        statistics: Any = self._empty(4, n_slots, n_chains).transpose(1, 2)
+        n_statistics = STATISTICS.get(sampler, USUAL)
+        statistics: Any = self._empty(n_statistics, n_slots, n_chains).transpose(1, 2)
         return Slots(draws, statistics)
 
     def energies(self, state: Any, offset: float) -> Any:

@@ -89,6 +89,7 @@ def namespace(source: str, double: bool) -> dict[str, Any]:
     space["memory_of_tile"] = device.memory(space["ROWS"], double)
     space["memory_of_normals"] = device.memory(space["NORMALS"], double)
     space["memory_of_uniforms"] = device.memory(space["UNIFORMS"], double)
+    space["memory_of_stack"] = device.memory(space["STACK"], double)
     for n_inner, n_outputs in space["PRODUCTS"]:
         name = f"product_{n_inner}_{n_outputs}"
         space[name] = device.product(n_inner, n_outputs, double)

@@ -29,8 +29,9 @@ memory = memory_of_tile()
 z = memory_of_normals()
 u = memory_of_uniforms()
 words = z
+stack = memory_of_stack()
 """
-OWN = {"first_tile", "last_tile", "memory", "z", "u", "words"}
+OWN = {"first_tile", "last_tile", "memory", "z", "u", "words", "stack"}
 
 
 def device_source(
@@ -41,8 +42,8 @@ def device_source(
     It is run in a namespace with what `device.names` gives, and has
 
     - ``chains``, the kernel; ``ARGUMENTS``, the kinds of its arguments by name;
-    - ``ROWS``, ``NORMALS``, ``UNIFORMS``: how much memory a thread needs, and ``PRODUCTS``, the
-      sizes of the products that it calls;
+    - ``ROWS``, ``NORMALS``, ``UNIFORMS``, ``STACK``: how much memory a thread needs, and
+      ``PRODUCTS``, the sizes of the products that it calls;
     - ``energy_offset``, as on the CPU.
     """
     constants = constants_of(program, 1, CHUNK)
@@ -76,6 +77,7 @@ def device_source(
         "ROWS": constants["END"],
         "NORMALS": 4 * constants["PLANE"],
         "UNIFORMS": 4 * constants["UNIFORM_PLANE"],
+        "STACK": constants["STACK"],
         "OFFSET_VARIES": "p[" in offset,
         "PRODUCTS": sorted(
             {(n.n_inner, n.n_outputs) for n in program.nests if isinstance(n, Product)}

@@ -8,6 +8,14 @@ from pathlib import Path
 CARRIED = {"underdamped": 1}
 """How many numbers for each element a kernel's states have beside position and gradient."""
 
+STATISTICS = {"nuts": 7}
+"""How many numbers a kernel reports of a slot, if not `USUAL`; `engine.Run` says which."""
+
+USUAL = 4
+
+ONE_LANE = {"nuts"}
+"""Kernels whose chains go each their own way: a tile has one."""
+
 _MARK = "# compiled -"
 
 

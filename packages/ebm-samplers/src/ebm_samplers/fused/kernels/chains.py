@@ -15,7 +15,11 @@ from ebm_samplers.fused.kernels.tile import *
 
 NORMALS = NOISE  # the stream of a transition's normals
 ADJUSTED = 0  # whether it needs a uniform
-LENGTH = 1  # numbers of the state that a run gives back
+TREES = 0  # whether it needs those of trees
+
+
+def fill_trees(*_: Any) -> None:
+    """Stands for the sampler's, where there are trees."""
 
 
 def transition(*_: Any) -> None:
@@ -37,7 +41,8 @@ def chains(
     key: Key, first_chain: Int, first_step: Int,
     n_chains: Int, n_steps: Int, thin: Int, first_slot: Int, n_slots: Int, n_draws: Int,
     draws: Reals, statistics: Reals, notes: Reals,
-    memory: Reals, words: Words, z: Reals, u: Reals, first_tile: Int, last_tile: Int,
+    memory: Reals, words: Words, z: Reals, u: Reals, stack: Reals,
+    first_tile: Int, last_tile: Int,
 ):  # fmt: skip
     """Advance the chains of some tiles by ``n_steps`` transitions.
 
@@ -58,31 +63,39 @@ def chains(
             clear(w, CURRENT + D, D + 1)
             for i in range(4 * PLANE):
                 z[i] = real(0)
-            if ADJUSTED:
+            if ADJUSTED + TREES:
                 for i in range(4 * UNIFORM_PLANE):
                     u[i] = real(0)
         else:
             enter(w, CURRENT, 2 * D + 1 + CARRIED, source, tile, n_chains)
         enter(w, BETA, 1, beta, tile, n_chains)
-        clear(w, POTENTIAL, FREE - POTENTIAL)
+        clear(w, SIZE, 1)
+        clear(w, POTENTIAL, STATISTICS)
         step = first_step - 1 if fresh else first_step
         stop = first_step
+        chunk = step
         block = step * D >> 2
         accept_block = step >> 2
         slot = first_slot
         left = thin + 1 if fresh else thin  # transitions to the end of the slot
         while step < last_step:
             if step >= first_step:
+                chunk = step
                 stop = (step // CHUNK + 1) * CHUNK
                 stop = stop if stop < last_step else last_step
                 block = step * D >> 2
                 accept_block = step >> 2
                 count = (stop * D + 3 >> 2) - block
                 chain = first_chain + tile * L
-                fill(z, words, PLANE, SHIFT, chain, block, count, NORMALS, key, 0)
+                fill(z, words, PLANE, 0, SHIFT, chain, block, 0, count, NORMALS, key, 0)
                 if ADJUSTED:
                     count = (stop + 3 >> 2) - accept_block
-                    fill(u, words, UNIFORM_PLANE, SHIFT, chain, accept_block, count, ACCEPT, key, 1)
+                    fill(
+                        u, words, UNIFORM_PLANE, 0, SHIFT, chain, accept_block, 0, count,
+                        ACCEPT, key, 1,
+                    )  # fmt: skip
+                if TREES:
+                    fill_trees(u, words, chain, step, stop - step, key)
             while step < stop:
                 now = step - first_step
                 uniforms = (step & 3) * UNIFORM_PLANE + ((step >> 2) - accept_block) * L
@@ -94,6 +107,7 @@ def chains(
                 transition(
                     w, p, z, step * D - 4 * block, u, uniforms, now, h, s,
                     lengths[at * length_stride] if now >= 0 else 1, mass, root, offset,
+                    step - chunk, step, first_chain + tile * L, key, words, stack,
                 )  # fmt: skip
                 if now < 0:
                     note_start(w, notes, tile, n_chains)
@@ -102,7 +116,7 @@ def chains(
                 if left == 0:
                     settle(w, offset)
                     record(w, draws, statistics, tile, n_chains, slot, n_slots, n_draws)
-                    clear(w, CHANCE, 2)
+                    clear(w, POTENTIAL, STATISTICS)
                     slot += 1
                     left = thin
         leave(w, CURRENT, 2 * D + 1 + CARRIED, state, tile, n_chains)

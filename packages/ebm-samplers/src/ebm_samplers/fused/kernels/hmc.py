@@ -52,7 +52,7 @@ def draw_momentum(w, root, z, first):
 
 
 def transition(
-    w, p, z, first, u, uniforms, now, h, s, length, mass, root, offset
+    w, p, z, first, u, uniforms, now, h, s, length, mass, root, offset, *_
 ):  # fmt: skip
     """A trajectory of leapfrogs, accepted or not."""
     half = real(0.5) * h

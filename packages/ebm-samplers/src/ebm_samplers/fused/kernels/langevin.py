@@ -19,7 +19,7 @@ END = FREE
 
 
 def transition(
-    w, p, z, first, u, uniforms, now, h, s, length, mass, root, offset
+    w, p, z, first, u, uniforms, now, h, s, length, mass, root, offset, *_
 ):  # fmt: skip
     """x' = x - h beta ∇E + s z, with s = sqrt(2h)·noise_scale."""
     counted = real(1) if now >= 0 else real(0)

@@ -14,7 +14,7 @@ END = CE + 1
 
 
 def transition(
-    w, p, z, first, u, uniforms, now, h, s, length, mass, root, offset
+    w, p, z, first, u, uniforms, now, h, s, length, mass, root, offset, *_
 ):  # fmt: skip
     """Propose x' = x - h beta ∇E + s z with s = sqrt(2h), and accept or not."""
     r = real(0.5) * s

@@ -25,20 +25,23 @@ DOUBLE = False
 
 
 def fill(
-    out: Reals, words: Words, plane: Int, shift: Int, chain: Int, first_block: Int, n_blocks: Int,
-    stream: Int, key: Key, uniform: Int,
+    out: Reals, words: Words, plane: Int, at: Int, shift: Int, chain: Int,
+    first_block: Int, apart: Int, n_blocks: Int, stream: Int, key: Key, uniform: Int,
 ):  # fmt: skip
-    """Numbers of blocks ``first_block``, … of the 2^shift chains from ``chain`` on.
+    """Numbers of ``n_blocks`` blocks of the 2^shift chains from ``chain`` on.
+
+    The blocks are ``first_block`` and those 2^apart, 2·2^apart, … further on. Numbers go into the
+    planes of ``out`` from place ``at`` on.
 
     First the integers, then normals or uniforms, each in a loop that LLVM turns into SIMD code.
     """
     low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
-    s = np.uint64(shift)
+    s, wide = np.uint64(shift), np.uint64(apart)
     mask = (np.uint64(1) << s) - np.uint64(1)
     n = n_blocks << shift
     for q in range(n):
         # Philox's rounds stand here in full: a call of philox_block is not always inlined.
-        block = np.uint64(first_block) + (np.uint64(q) >> s)
+        block = np.uint64(first_block) + ((np.uint64(q) >> s) << wide)
         c0 = (np.uint64(chain) + (np.uint64(q) & mask)) & low
         c1 = block & low
         c2 = block >> high
@@ -63,7 +66,7 @@ def fill(
             a = word * plane
             for q in range(n):
                 number = np.float32(words[a + q] >> np.uint32(9)) + np.float32(0.5)
-                out[a + q] = number * np.float32(2.0**-23)
+                out[a + at + q] = number * np.float32(2.0**-23)
     else:
         for pair in range(2):
             a, b = 2 * pair * plane, (2 * pair + 1) * plane
@@ -71,10 +74,10 @@ def fill(
                 if DOUBLE:
                     radius = math.sqrt(2.0 * minus_log_unit_float64(words[a + q]))
                     cosine_64, sine_64 = cos_sin_turn_float64(words[b + q])
-                    out[a + q] = radius * cosine_64
-                    out[b + q] = radius * sine_64
+                    out[a + at + q] = radius * cosine_64
+                    out[b + at + q] = radius * sine_64
                 else:
                     distance = np.sqrt(np.float32(2) * minus_log_unit(words[a + q]))
                     cosine, sine = cos_sin_turn(words[b + q])
-                    out[a + q] = distance * cosine
-                    out[b + q] = distance * sine
+                    out[a + at + q] = distance * cosine
+                    out[b + at + q] = distance * sine

@@ -23,7 +23,7 @@ def fill_rows(
         for block in range(n_blocks):
             for row in range(0, rows, TILE):
                 at = first_block + block
-                fill(z, words, TILE, SHIFT, first_chain + row, at, 1, stream, key, uniform)
+                fill(z, words, TILE, 0, SHIFT, first_chain + row, at, 0, 1, stream, key, uniform)
                 count = TILE if row + TILE < rows else rows - row
                 for word in range(4):
                     column = 4 * block + word - skipped
@@ -35,7 +35,7 @@ def fill_rows(
             for block in range(0, n_blocks, TILE):
                 count = TILE if block + TILE < n_blocks else n_blocks - block
                 at = first_block + block
-                fill(z, words, TILE, 0, first_chain + row, at, count, stream, key, uniform)
+                fill(z, words, TILE, 0, 0, first_chain + row, at, 0, count, stream, key, uniform)
                 for i in range(count):
                     column = 4 * (block + i) - skipped
                     for word in range(4):

@@ -23,10 +23,11 @@ ROWS = 1  # rows of the energy's program
 CHUNK = 4  # steps whose noise is made at once, a multiple of 4
 PLANE = 1  # D * CHUNK / 4 * L, numbers of a plane of normals
 UNIFORM_PLANE = 1  # CHUNK / 4 * L, of uniforms
-NOISE, MOMENTUM, ACCEPT = 1, 2, 3  # streams
-# rows of the kernel itself; of a slot's statistics: energy, summed acceptance probability, wild
-# transitions, Hamiltonian; of the run: largest beta·|E|
-BETA, POTENTIAL, CHANCE, WILD, TOTAL, SIZE, FREE = 0, 1, 2, 3, 4, 5, 6
+NOISE, MOMENTUM, ACCEPT, DIRECTION, LEAF = 1, 2, 3, 5, 8  # streams
+# rows of the kernel itself: of the run, beta and the largest beta·|E|; of a slot's statistics, the
+# energy, summed acceptance probability, wild transitions, Hamiltonian, and what a sampler adds
+BETA, SIZE, POTENTIAL, CHANCE, WILD, TOTAL, FREE = 0, 1, 2, 3, 4, 5, 6
+STATISTICS = 4  # numbers of a slot's statistics
 DENSE = 0  # whether masses are matrices, not diagonals
 LOCAL_ROWS = 0  # see `codegen`
 COALESCED = 0  # whether there is one lane, and arrays have the chains along their last axis
@@ -130,7 +131,7 @@ def record(w, draws, statistics, tile, n_chains, slot, n_slots, n_draws):
         if n_draws > 0:
             for i in range(D):
                 draws[(slot * D + i) * n_chains + tile] = w[CURRENT + i]
-        for i in range(4):
+        for i in range(STATISTICS):
             statistics[(i * n_slots + slot) * n_chains + tile] = w[POTENTIAL + i]
     else:
         stop = tile * L + L if tile * L + L < n_chains else n_chains
@@ -139,7 +140,7 @@ def record(w, draws, statistics, tile, n_chains, slot, n_slots, n_draws):
             if n_draws > 0:
                 for i in range(D):
                     draws[(chain * n_draws + slot) * D + i] = w[(CURRENT + i) * L + at]
-            for i in range(4):
+            for i in range(STATISTICS):
                 statistics[(i * n_chains + chain) * n_slots + slot] = w[(POTENTIAL + i) * L + at]
 
 

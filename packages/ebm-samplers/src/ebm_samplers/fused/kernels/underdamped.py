@@ -19,7 +19,7 @@ END = P + D
 
 
 def transition(
-    w, p, z, first, u, uniforms, now, h, s, length, mass, root, offset
+    w, p, z, first, u, uniforms, now, h, s, length, mass, root, offset, *_
 ):  # fmt: skip
     """BAOAB with s = exp(-γh), the part of the momentum that a step keeps."""
     counted = real(1) if now >= 0 else real(0)
