@@ -15,6 +15,7 @@ from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream
 from ebm_samplers.underdamped import UnderdampedLangevin
+from ebm_samplers.warmup import WarmUp, warm_up
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "Stream",
     "UnderdampedLangevin",
     "Verdict",
+    "WarmUp",
     "clear_cache",
     "fill_normals",
     "fill_uniforms",
@@ -40,5 +42,6 @@ __all__ = [
     "metropolis",
     "per_chain",
     "philox4x32",
+    "warm_up",
     "without_graphs",
 ]
