@@ -2,6 +2,7 @@
 
 from ebm_samplers.acceptance import Verdict, metropolis
 from ebm_samplers.adaptation import StepSizeAdaptation
+from ebm_samplers.automatic import sample
 from ebm_samplers.captured import without_graphs
 from ebm_samplers.engines import Explanation
 from ebm_samplers.fused import clear_cache, fuse
@@ -42,6 +43,7 @@ __all__ = [
     "metropolis",
     "per_chain",
     "philox4x32",
+    "sample",
     "warm_up",
     "without_graphs",
 ]

@@ -62,9 +62,7 @@ def learned_mass(draws: Tensor, kind: MassKind) -> Tensor:
     """
     flat = draws.flatten(2) if draws.ndim > 2 else draws[..., None]
     if kind == "dense" or (kind == "auto" and pays_dense(flat)):
-        inverse = torch.cholesky_inverse(
-            torch.linalg.cholesky(pooled_covariance(flat, dense=True))
-        )
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(pooled_covariance(flat, dense=True)))
         return ((inverse + inverse.mT) / 2).to(draws.dtype)
     variance = pooled_covariance(flat, dense=False)
     return variance.reciprocal().to(draws.dtype).reshape(draws.shape[2:])

@@ -376,9 +376,7 @@ class _Run:
             "check that exp(-E) can be normalised" if larger else "check gradients and x_init",
         )
 
-    def find_step_size(
-        self, n: int, phase: str = "step size", n_launches: int = LAUNCHES
-    ) -> None:
+    def find_step_size(self, n: int, phase: str = "step size", n_launches: int = LAUNCHES) -> None:
         """Dual averaging in ``n`` transitions; the average is kept."""
         rule = DualAveraging(self.target, self.step_size)
         sizes = pieces(n, n_launches)
