@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ebm_core import SampleResult, as_energy, draw_key, require_continuous
@@ -111,7 +110,7 @@ def sample(
         method: "hmc" or "nuts" to insist on one.
 
     Returns:
-        ``trajectory`` ``(n_chains, n_samples, *event)``, statistics as of the sampler, ``warnings``,
+        ``trajectory`` ``(n_chains, n_samples, *event)``, the sampler's statistics, ``warnings``,
         and ``report``: ``method``; ``starts`` (how many were drawn again; gradients); ``rounds``
         (of each: target acceptance, transitions for each draw, the checks' figures and warnings);
         ``checks`` (the last figures: ``rhat``, ``ess_bulk``, …); ``warm_up``, the last one's

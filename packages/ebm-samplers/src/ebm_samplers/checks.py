@@ -8,6 +8,7 @@ that of their distance from the median, is largest. ebm-utils has the whole set 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,7 +154,8 @@ def _agreement(
     columns = {f"element {i}": flat[:, :, i] for i in worst.tolist()}
     columns["the energy"] = result.potential.double()
     rhats: dict[str, float] = {}
-    bulk, tail = [], []
+    sizes: dict[str, list[float]] = {"bulk": [], "tail": []}
+    statistics: Any = array_stats  # whose methods have no annotations
     for name, values in columns.items():
         if bool((values == values[0, 0]).all()):
             rhats[name] = torch.inf
@@ -161,24 +163,22 @@ def _agreement(
         array = values.cpu().numpy()
         if n_chains == 1:
             array = array[:, : n_draws // 2 * 2].reshape(2, -1)
-        rhats[name] = float(array_stats.rhat(array, chain_axis=0, draw_axis=1, method="rank"))
-        bulk.append(float(array_stats.ess(array, chain_axis=0, draw_axis=1, method="bulk")))
-        tail.append(
-            float(
-                array_stats.ess(array, chain_axis=0, draw_axis=1, method="tail", prob=(0.05, 0.95))
-            )
-        )
+        axes = {"chain_axis": 0, "draw_axis": 1}
+        rhats[name] = float(statistics.rhat(array, method="rank", **axes))
+        for kind, prob in (("bulk", None), ("tail", (0.05, 0.95))):
+            size = statistics.ess(array, method=kind, prob=prob, **axes)
+            sizes[kind].append(float(size))
     name, rhat = max(rhats.items(), key=lambda item: item[1])
     figures["rhat"] = rhat
-    figures["ess_bulk"], figures["ess_tail"] = min(bulk, default=0.0), min(tail, default=0.0)
     if not rhat < RHAT:
         found.append(
             f"R-hat is {rhat:.3f} ({name}), above {RHAT}: chains have not mixed; run longer, and "
             "do not trust averages yet"
         )
-    for kind in ("bulk", "tail"):
-        if not figures[f"ess_{kind}"] >= ESS:
-            found.append(f"{kind} ESS is {figures[f'ess_{kind}']:.0f}, below {ESS}: run longer")
+    for kind, of_columns in sizes.items():
+        figures[f"ess_{kind}"] = size = min(of_columns, default=0.0)
+        if not size >= ESS:
+            found.append(f"{kind} ESS is {size:.0f}, below {ESS}: run longer")
     moving = _longest_stay(flat) <= max(3, STOOD_STILL * n_draws)
     if moving.sum() > 1:
         _apart(flat[moving][:, :, worst], figures, found)

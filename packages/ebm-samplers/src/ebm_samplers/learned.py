@@ -81,10 +81,10 @@ def chees(states: Sequence[Tensor], mass: Mass) -> float:
     """Change in the estimator of the expected square (Hoffman, Radul & Sountsov 2021).
 
     A quarter of the mean of (|x' - m|² - |x - m|²)² over transitions x → x', m the mean: large
-    where a trajectory takes |x - m|², the slowest quadratic statistic of many targets, far. Distances
-    are those of the momentum's mass, so that units do not matter. The proposals of the paper are
-    weighted by their acceptance probability; successive states, rejected ones among them, are that
-    on average, and cost no gradients.
+    where a trajectory takes |x - m|², a slow statistic of many targets, far. Distances are those of
+    the momentum's mass, so that units do not matter. The paper weighs proposals by their acceptance
+    probability; successive states, rejected ones among them, are that on average, and cost no
+    gradients.
 
     Args:
         states: Successive states, each ``(chain, *event)``.

@@ -402,13 +402,13 @@ class _Run:
                 other = max(1, min(LONGEST, round(best * factor)))
                 if other in gains:
                     break
-                self.sampler.n_leapfrog_steps = other  # type: ignore[attr-defined]
+                self.sampler.n_leapfrog_steps = other
                 gains[other] = self._gain(min(size, n - spent))
                 spent += min(size, n - spent)
                 if gains[other] <= gains[best]:
                     break
                 best = other
-        self.sampler.n_leapfrog_steps = best  # type: ignore[attr-defined]
+        self.sampler.n_leapfrog_steps = best
         if self._time is not None:
             self._time = best * self.step_size
         if spent < n:
@@ -427,7 +427,7 @@ class _Run:
         """The mass from the window's draws, then a step size and a length that suit it."""
         if self.length is not None:
             self._time = self._time or TURN
-        self.sampler.mass = learned_mass(self.window(), kind)  # type: ignore[attr-defined]
+        self.sampler.mass = learned_mass(self.window(), kind)
         self.search()
         self._step(self.step_size)
 
@@ -436,7 +436,7 @@ class _Run:
         self.sampler.step_size = step_size
         if self._time is not None:
             length = max(1, min(LONGEST, round(self._time / step_size)))
-            self.sampler.n_leapfrog_steps = length  # type: ignore[attr-defined]
+            self.sampler.n_leapfrog_steps = length
 
     @contextmanager
     def _short(self) -> Iterator[None]:

@@ -166,7 +166,9 @@ class CudaEnergy(FusedEnergy):
             return x
         return torch.nn.functional.pad(x, (0, missing))
 
-    def slots(self, sampler: str, n_chains: int, n_slots: int, keep_draws: bool = True) -> Slots:
+    def slots(
+        self, sampler: str, n_chains: int, n_slots: int, keep_draws: bool = True
+    ) -> Slots:
         """Room for draws and statistics, with the chains along the last axis of the memory."""
         draws: Any = self._nothing
         if keep_draws:
