@@ -19,7 +19,7 @@ RHAT = 1.01
 ESS = 400
 LOW_ACCEPTANCE = 0.4
 """Of the mean over all chains."""
-DIVERGING = 5e-4
+DIVERGING = 1e-3
 """Part of the draws that may end in a divergence: so few move averages by less than their error."""
 STOOD_STILL = 0.05
 """Part of a run for which no chain should stay where it is."""
