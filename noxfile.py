@@ -25,6 +25,7 @@ RIVALS = {
     "torchebm": (TORCH, "torchebm==0.8.9"),
     "blackjax": ("blackjax",),
     "jax": ("jax",),
+    "numpyro": ("numpyro",),
 }
 UNCONSTRAINED = {"UV_CONSTRAINT": None, "PIP_CONSTRAINT": None}
 OWN_PYTHON = {"UV_PYTHON": None}  # else hatch installs its build backend into nox's environment
@@ -138,7 +139,7 @@ def tests(session: nox.Session, package: str) -> None:
 @nox.session(name="tests-integration", requires=["build"])
 def tests_integration(session: nox.Session) -> None:
     """What needs several components; the site's and the README's Python blocks."""
-    session.install(*wheels(*PACKAGES), *group("test"))
+    session.install(*wheels(*PACKAGES), *group("test"), *group("pages"))
     session.run("pytest", *BY_FILE, "README.md", "docs", "tests-integration", *session.posargs)
 
 
@@ -197,7 +198,8 @@ def bench(session: nox.Session) -> None:
     session.install(*wheels(*PACKAGES))
     name, *options = session.posargs or ("",)
     for path in sorted(Path("benchmarks").glob(f"{name or '*'}.py")):
-        session.run("python", str(path), *options, env=CACHED_BYTECODE)
+        if path.name != "targets.py":  # which scripts import
+            session.run("python", str(path), *options, env=CACHED_BYTECODE)
 
 
 def group(name: str, package: str | None = None) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def energies() -> dict[str, tuple[Callable[[], EnergyFunction], int]]:
 
 
 def seconds_of_a_step(sampler: LangevinDynamics, x: torch.Tensor, repetitions: int) -> float:
-    """Median over calls of `STEPS` transitions, from a synchronised device to a synchronised one."""
+    """Median over calls of `STEPS` transitions, the device synchronised before and after."""
 
     def call() -> None:
         sampler.sample_chain(x, STEPS)

@@ -7,7 +7,6 @@ from typing import Any
 
 from rivals.cells import METHODS, TARGETS, Cell, cells
 
-BEGIN, END = "<!-- chains: begin -->", "<!-- chains: end -->"
 NAMES = {
     "torchebm": "TorchEBM",
     "blackjax": "BlackJAX",
@@ -29,10 +28,15 @@ def wanted(rival: str, cell: Cell) -> float:
 
 def write_page(found: Results, page: Path) -> None:
     """Put the tables between the markers of a page."""
-    head, _, rest = page.read_text().partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    body = "\n\n".join(sections(found))
-    page.write_text(f"{head}{BEGIN}\n\n{body}\n\n{END}{tail}")
+    fill(page, "chains", "\n\n".join(sections(found)))
+
+
+def fill(page: Path, name: str, body: str) -> None:
+    """Put text between the markers of that name in a page."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    head, _, rest = page.read_text().partition(begin)
+    _, _, tail = rest.partition(end)
+    page.write_text(f"{head}{begin}\n\n{body}\n\n{end}{tail}")
 
 
 def sections(found: Results) -> Iterator[str]:

@@ -62,6 +62,23 @@ def test_leapfrog_is_reversible(mass):
     torch.testing.assert_close(p, -momentum, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("mass", (None, torch.tensor([[1.0, 0.3], [0.3, 0.5]])))
+def test_leapfrog_preserves_volume(mass):
+    """The Jacobian of some steps, by central differences in each chain, has determinant 1."""
+    sampler, state, momentum, context = dynamics(0.2, mass)
+    columns = []
+    for direction in 1e-5 * torch.eye(4, dtype=torch.float64):
+        ends = []
+        for moved in (direction, -direction):
+            at = sampler.evaluate(state.x + moved[:2])
+            end, p = sampler.leapfrog(at, momentum + moved[2:], 4, context)
+            ends.append(torch.cat([end.x, p], 1))
+        columns.append((ends[0] - ends[1]) / 2e-5)
+    determinants = torch.linalg.det(torch.stack(columns, 2))
+    torch.testing.assert_close(determinants, torch.ones(50).double(), rtol=0, atol=1e-4)
+    assert torch.stack(columns, 2).sub(torch.eye(4)).abs().amax() > 0.5  # and is no identity
+
+
 def test_leapfrog_conserves_the_hamiltonian_to_second_order():
     errors = []
     for n in (40, 80):

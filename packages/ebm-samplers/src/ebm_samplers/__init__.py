@@ -2,6 +2,7 @@
 
 from ebm_samplers.acceptance import Verdict, metropolis
 from ebm_samplers.adaptation import StepSizeAdaptation
+from ebm_samplers.annealed import AnnealedLangevin
 from ebm_samplers.automatic import sample
 from ebm_samplers.captured import without_graphs
 from ebm_samplers.engines import Explanation
@@ -12,7 +13,7 @@ from ebm_samplers.noise import fill_normals, fill_uniforms
 from ebm_samplers.nuts import NUTS
 from ebm_samplers.philox import philox4x32
 from ebm_samplers.sampler import MarkovSampler
-from ebm_samplers.schedules import Schedule
+from ebm_samplers.schedules import Schedule, Staircase
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream
 from ebm_samplers.underdamped import UnderdampedLangevin
@@ -23,12 +24,14 @@ __version__ = "0.1.0"
 __all__ = [
     "MALA",
     "NUTS",
+    "AnnealedLangevin",
     "Context",
     "Explanation",
     "HamiltonianMonteCarlo",
     "LangevinDynamics",
     "MarkovSampler",
     "Schedule",
+    "Staircase",
     "State",
     "Statistics",
     "StepSizeAdaptation",

@@ -7,8 +7,9 @@ again and again; `ebm_samplers.fused.chains.FusedChains` runs the sampler's kern
 """
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,8 @@ class Leg:
         draws: The draws among the states, ``(chain, draw, *event)``, where they were asked for and
             are not just the last state.
         columns: The columns of the whole run's result, by name, ``(chain, draw, ...)``, where the
-            engine has made them. Without ``statistics``, the leg has been written into them.
+            engine has made them, or those of this leg, see `Plan`. Without ``statistics``, the leg
+            has been written into them.
     """
 
     n: int
@@ -92,12 +94,14 @@ class Plan:
         keep: What of the draws: ``"final"``, ``"trajectory"`` or ``"moments"``, as in ``sample``.
         n_draws: Draws in all.
         stop: A leg ends at every stop-th draw, at least; None for none.
+        passed_on: Draws are not gathered: `Leg.columns` are those of the leg alone.
     """
 
     thin: int = 1
     keep: str = "final"
     n_draws: int = 0
     stop: int | None = None
+    passed_on: bool = False
 
 
 class Chains(ABC):
@@ -126,6 +130,9 @@ class Chains(ABC):
         if position.step_size is not None:
             step_size, device = position.step_size, position.x.device
             self.adapted_step_size = torch.tensor(step_size, dtype=torch.float64, device=device)
+        self._like = position.x.new_empty(0)
+        self._entered: Hashable = None
+        self.enter()
 
     @property
     @abstractmethod
@@ -177,6 +184,18 @@ class Chains(ABC):
                 mean = rate.mean().double()
                 total, count = mean if total is None else total + mean, count + leg.n
         return None if total is None else total / count
+
+    def enter(self) -> bool:
+        """Let the sampler make its energy what it is at the next step; whether it is a new one."""
+        before = self._entered
+        self._entered = self.sampler.enter(self.schedule_step, self._like)
+        return self._entered != before
+
+    def steady(self) -> float:
+        """So many steps at least until a staircase among the settings changes."""
+        ends = (at.steady_until(self.schedule_step) for at in self.sampler.settings.values())
+        steps = (end - self.schedule_step for end in ends)
+        return min((n for n in steps if n), default=math.inf)
 
     @abstractmethod
     def check(self) -> None:
@@ -292,6 +311,10 @@ class TorchChains(Chains):
                 if self.adapted_step_size is not None and adaptation is not None:
                     values["step_size"] = self.adapted_step_size
                 self._move(values)
+                if self.enter():
+                    state = self.sampler.start(self._state.x, self.context)
+                    kept = {name: getattr(self._state, name) for name in state.carried}
+                    self._state = dataclasses.replace(state, **kept)
                 self._state, statistics = self.sampler.transition(self._state, self.context)
                 self.counter += 1
                 self.schedule_step += 1

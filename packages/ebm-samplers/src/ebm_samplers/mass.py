@@ -182,7 +182,7 @@ def mass_for(mass: Tensor | None, x: Tensor) -> Mass:
 
 
 def kernel_mass(mass: Tensor | None, x: Tensor) -> dict[str, Tensor]:
-    """M⁻¹ and the Cholesky factor of M for states like ``x``, by names of `FusedEnergy.run`."""
+    """M⁻¹ and the Cholesky factor of M for states like ``x``, by names of `FusedEnergy.launch`."""
     if mass is None:
         return {}
     fitted, size = mass_for(mass, x), x[0].numel()

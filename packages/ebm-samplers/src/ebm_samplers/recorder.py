@@ -16,6 +16,7 @@ from torch import Tensor
 from ebm_core import Moments, SampleResult
 from ebm_samplers.chains import Chains, Leg, Moment, Position
 from ebm_samplers.states import State, Statistics, combined
+from ebm_samplers.stored import Store
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,20 @@ class Recorder:
         keep: As in ``sample``.
         n_draws: How many draws there will be.
         burn_in: Transitions of burn-in that come first.
+        store: Where draws go, instead of memory.
     """
 
-    def __init__(self, chains: Chains, keep: str, n_draws: int, burn_in: int) -> None:
+    def __init__(
+        self, chains: Chains, keep: str, n_draws: int, burn_in: int, store: Store | None = None
+    ) -> None:
         self.chains, self.keep, self.total = chains, keep, n_draws
+        self.store = store
         self._statistics: Statistics = {}
         self._n_transitions = 0
         self._draws: list[_Draw] = []
         self._buffers: dict[str, Tensor] = {}
         self._mark = _Mark(chains.moment(), burn_in, 0, 0, {}, None)
+        self._commit()
 
     @property
     def n_draws(self) -> int:
@@ -62,6 +68,7 @@ class Recorder:
     def burn_in(self, remaining: int) -> None:
         """Note that so many transitions of burn-in remain."""
         self._mark = _Mark(self.chains.moment(), remaining, 0, 0, {}, None)
+        self._commit_if_due()
 
     def add(self, leg: Leg, n_draws: int) -> None:
         """Note counted transitions, with the draws among them.
@@ -71,8 +78,11 @@ class Recorder:
             n_draws: How many draws there are; if any, then the last state is one.
         """
         moments, index = self._mark.moments, self._mark.n_draws
-        if leg.columns is not None:
+        if leg.columns is not None and self.store is None:
             self._buffers = leg.columns
+        elif leg.columns is not None:
+            self._flush()
+            self._write(index, {name: c[:, :n_draws] for name, c in leg.columns.items()})
         if leg.statistics or leg.columns is None:
             self._sum(leg)
             if not n_draws:
@@ -84,6 +94,7 @@ class Recorder:
                 new = Moments.of(x) if leg.draws is None else _moments(leg.draws.double())
                 moments = new if moments is None else moments.merged(new)
         self._set_mark(index + n_draws, moments)
+        self._commit_if_due()
 
     def _sum(self, leg: Leg) -> None:
         self._n_transitions += leg.n
@@ -114,11 +125,7 @@ class Recorder:
         self._flush()
         n_chains = len(state.x)
         if self.keep == "trajectory":
-            columns = {name: buffer[:, : mark.n_draws] for name, buffer in self._buffers.items()}
-            if not mark.n_draws:
-                columns = self._no_draws(state)
-            elif mark.n_draws < self.total and not under_way:
-                columns = {name: column.clone() for name, column in columns.items()}
+            columns = self._columns(mark, under_way)
             trajectory, potential = columns.pop("x"), columns.pop("potential")
         else:
             averages = self._averaged(mark.statistics, mark.n_transitions)
@@ -141,6 +148,40 @@ class Recorder:
             seed=self.chains.key,
             resume=self._resume(mark),
         )
+
+    def _columns(self, mark: _Mark, under_way: bool) -> dict[str, Tensor]:
+        """All draws until a mark."""
+        if self.store is not None:
+            self._commit()
+            columns = self.store.tensors(mark.n_draws)
+            return self._no_draws(mark.moment.state) | columns if len(columns) == 1 else columns
+        if not mark.n_draws:
+            return self._no_draws(mark.moment.state)
+        columns = {name: buffer[:, : mark.n_draws] for name, buffer in self._buffers.items()}
+        if mark.n_draws < self.total and not under_way:
+            return {name: column.clone() for name, column in columns.items()}
+        return columns
+
+    def _commit_if_due(self) -> None:
+        if self.store is not None and self.store.is_due:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Bring the files up to the last draw."""
+        if self.store is not None:
+            self._flush()
+            self.store.commit(self._mark.n_draws, self._resume(self._mark))
+
+    def _write(self, first: int, columns: dict[str, Tensor]) -> None:
+        """Put draws where they belong."""
+        if self.store is not None:
+            self.store.write(first, columns)
+            return
+        for name, column in columns.items():
+            if name not in self._buffers:
+                shape = (len(column), self.total, *column.shape[2:])
+                self._buffers[name] = column.new_empty(shape)
+            self._buffers[name][:, first : first + column.shape[1]] = column
 
     def _resume(self, mark: _Mark) -> dict[str, Any]:
         position = self.chains.position(mark.moment, mark.burn_in)
@@ -169,7 +210,7 @@ class Recorder:
         return {"x": state.x.new_empty((len(state.x), 0, *state.x.shape[1:])), **columns}
 
     def _flush(self) -> None:
-        """Copy pending draws into the buffers."""
+        """Put pending draws where they belong."""
         draws = self._draws
         if not draws:
             return
@@ -178,15 +219,14 @@ class Recorder:
             "potential": [draw.energy for draw in draws],
             **{name: [d.statistics[name] for d in draws] for name in draws[0].statistics},
         }
-        first, end = draws[0].index, draws[-1].index + 1
         x = draws[0].x
-        for name, values in columns.items():
-            tensors = isinstance(values[0], Tensor)
-            column = torch.stack(values, 1) if tensors else torch.tensor(values, device=x.device)
-            if name not in self._buffers:
-                shape = (len(x), self.total, *column.shape[2:])
-                self._buffers[name] = column.new_empty(shape)
-            self._buffers[name][:, first:end] = column
+        stacked = {
+            name: torch.stack(values, 1)
+            if isinstance(values[0], Tensor)
+            else torch.tensor(values, device=x.device).expand(len(x), -1)
+            for name, values in columns.items()
+        }
+        self._write(draws[0].index, stacked)
         self._draws = []
 
 

@@ -61,6 +61,7 @@ from ebm_samplers.progress import draws_between_calls, progress_bar
 from ebm_samplers.recorder import Recorder
 from ebm_samplers.schedules import Schedule, Setting
 from ebm_samplers.states import Context, State, Statistics
+from ebm_samplers.stored import PathLike, opened
 
 Array = NDArray[Any]
 
@@ -98,8 +99,7 @@ class MarkovSampler(BaseSampler):
 
     Attributes:
         adjusted: Whether transitions end in an accept test (class attribute).
-        statistics: Names of what transitions report (class attribute): the columns of a result
-            without draws.
+        statistics: Names of what transitions report (class attribute).
         usual_acceptance: The acceptance rate that `warm_up` aims at (class attribute).
         kernel: Name of the module of `ebm_samplers.fused.kernels` that has the step as a kernel
             (class attribute); None if there is none.
@@ -163,6 +163,20 @@ class MarkovSampler(BaseSampler):
         """
         return None
 
+    def enter(self, step: int, x: Tensor) -> Hashable:
+        """Make the energy what it is to be at a step, where it changes on the way.
+
+        It may change where a setting does that is a `Staircase`, in tensors that the energy holds.
+
+        Args:
+            step: The step's number in schedules.
+            x: Of the dtype and device of states; empty.
+
+        Returns:
+            What tells this energy from others: where it changes, states are evaluated again.
+        """
+        return None
+
     def prepare(self, x: Tensor, context: Context) -> None:
         """Put into ``context.prepared`` what transitions need, and what no state changes.
 
@@ -208,7 +222,7 @@ class MarkovSampler(BaseSampler):
         return None if rate is None else torch.as_tensor(rate).to(self._last.dtype)
 
     def kernel_constants(self, x: Tensor) -> dict[str, Tensor]:
-        """What the kernel needs for a run from ``x``, by names of `FusedEnergy.run`."""
+        """What the kernel needs for a run from ``x``, by names of `FusedEnergy.launch`."""
         return {}
 
     def kernel_carried(self, normals: Callable[[int], Tensor]) -> dict[str, Tensor]:
@@ -279,9 +293,8 @@ class MarkovSampler(BaseSampler):
                 return final
         position = self._own_position(x=checked_states(self.energy, x_init), beta=beta)
         reserved = position.counter + n_steps
-        ahead = n_steps
         with self._running(
-            position, reserved, n_steps, adapts=True, check_start=True, ahead=ahead
+            position, reserved, n_steps, adapts=True, check_start=True, ahead=n_steps
         ) as chains:
             last.rate = chains.advance(n_steps, self.adaptation, age=chains.counter)
             last.dtype, final = position.x.dtype, chains.x
@@ -300,10 +313,11 @@ class MarkovSampler(BaseSampler):
         keep: Keep = "final",
         seed: int | None = None,
         first_chain: int = 0,
-        resume: Mapping[str, Any] | None = None,
+        resume: Mapping[str, Any] | PathLike | None = None,
         progress: bool | None = None,
         callback: Callback | None = None,
         beta: Beta | None = None,
+        out: PathLike | None = None,
     ) -> SampleResult:
         """Run chains and report on them.
 
@@ -331,7 +345,8 @@ class MarkovSampler(BaseSampler):
                 larger run.
             resume: The ``resume`` of an earlier result: goes on as if that run had not been cut
                 there (its ``n_steps`` being a multiple of ``thin``). Start, seed, first_chain and
-                beta come from there.
+                beta come from there. Or the path that was ``out``: its files go on, and the result
+                has all their draws.
             progress: Show a progress bar on stderr; None: on runs of more than 2 seconds in a
                 terminal.
             callback: Called with the partial result after every max(1, n_draws // 100)-th draw; a
@@ -339,6 +354,10 @@ class MarkovSampler(BaseSampler):
                 partial trajectory is a view, to be cloned if it is to be kept or modified.
             beta: Target exp(-beta E): a positive number, or one a chain (tensor, array or list).
                 ``potential`` stays E.
+            out: With ``keep="trajectory"``: a path ending in ``.npy``, of a file to come to which
+                draws go as they are made, ``(draw, chain, *event)``, others beside it for the rest
+                (see `ebm_samplers.stored`): memory does not grow with their number. The result has
+                tensors on the CPU whose memory is these files.
 
         Returns:
             The result; see `SampleResult`.
@@ -361,10 +380,10 @@ class MarkovSampler(BaseSampler):
                 "make more steps or thin less",
             )
         start = {"x_init": x_init, "n_samples": n_samples, "dim": dim}
+        store, resume = opened(keep, out, resume)
         if resume is not None:
-            refuse(
-                "resume", {**start, "seed": seed, "first_chain": first_chain or None, "beta": beta}
-            )
+            others = {"seed": seed, "first_chain": first_chain or None, "beta": beta}
+            refuse("resume", start | others)
             position = resumed_position(self, resume)
         else:
             settings = {"beta": beta, "first_chain": check_integer("first_chain", first_chain)}
@@ -386,7 +405,9 @@ class MarkovSampler(BaseSampler):
         with self._running(
             position, reserved, burn_in + n_steps, adapts=own, check_start=resume is None
         ) as chains:
-            recorder = Recorder(chains, keep, n_steps // thin, burn_in)
+            if store is not None:
+                store.begin(position.x)
+            recorder = Recorder(chains, keep, n_steps // thin, burn_in, store)
             try:
                 self._run(chains, recorder, burn_in, n_steps, thin, progress, callback)
             except BaseException as error:
@@ -440,7 +461,8 @@ class MarkovSampler(BaseSampler):
         callback: Callback | None,
     ) -> None:
         between = draws_between_calls(recorder.total)
-        plan = Plan(thin, recorder.keep, recorder.total, between if callback else None)
+        stop, passed_on = between if callback else None, recorder.store is not None
+        plan = Plan(thin, recorder.keep, recorder.total, stop, passed_on)
         with progress_bar(burn_in + n_steps, progress) as bar:
             for leg in chains.legs(burn_in, self.adaptation, age=chains.schedule_step):
                 burn_in -= leg.n

@@ -13,6 +13,7 @@ from ebm_core import ConfigurationError, EnergyFunction, NumericalError, ShapeEr
 from ebm_samplers import (
     MALA,
     NUTS,
+    AnnealedLangevin,
     HamiltonianMonteCarlo,
     LangevinDynamics,
     MarkovSampler,
@@ -64,6 +65,17 @@ class Network(EnergyFunction):
         return self.scale * self.layers(x).squeeze(1) + x.square().sum(1) / 2
 
 
+class Conditional(torch.nn.Module):
+    """An energy with a noise level."""
+
+    def __init__(self, energy):
+        super().__init__()
+        self.energy = energy
+
+    def forward(self, x, sigma):
+        return self.energy(x) / (1 + sigma**2)
+
+
 class Kicked(MarkovSampler):
     """Carries a momentum that it never forgets entirely."""
 
@@ -104,6 +116,10 @@ MASS = torch.tensor([[2.0, 0.3], [0.3, 1.0]])
 SAMPLERS = {
     "langevin": lambda e: LangevinDynamics(e, 0.05, 0.7),
     "cooling": lambda e: LangevinDynamics(e, lambda n: 0.1 / (1 + n), lambda n: 0.9**n),
+    "annealed": lambda e: AnnealedLangevin(e, [4.0, 1.0], 0.1, steps_per_level=3),
+    "of noise levels": lambda e: AnnealedLangevin(
+        Conditional(e), [3.0, 2.0, 1.0], 0.1, steps_per_level=2, levels="noise"
+    ),
     "underdamped": lambda e: UnderdampedLangevin(e, 0.1, 0.7),
     "mala": lambda e: MALA(e, 0.3),
     "adapting mala": lambda e: MALA(e, 0.3, target_acceptance=0.6),

@@ -148,7 +148,7 @@ def test_threads_take_pieces(monkeypatch):
 
 
 def test_a_first_leg_is_short_however_deep_trees_may_become(monkeypatch):
-    steps, run = [], fused_chains.FusedEnergy.run
+    steps, run = [], fused_chains.FusedEnergy.launch
 
     def noted(self, *args, **settings):
         steps.append(settings["n_steps"])
@@ -156,7 +156,7 @@ def test_a_first_leg_is_short_however_deep_trees_may_become(monkeypatch):
 
     sampler = NUTS(DoubleWell(), 0.1, engine="fused")
     sampler.sample(X.float(), n_steps=2, seed=0)
-    monkeypatch.setattr(fused_chains.FusedEnergy, "run", noted)
+    monkeypatch.setattr(fused_chains.FusedEnergy, "launch", noted)
     sampler.sample(X.float(), n_steps=100_000, seed=0)
     assert 1 <= steps[1] < 1000
     assert max(steps) > 4 * steps[1]

@@ -114,7 +114,9 @@ class CapturedChains(Chains):
         adapts = adaptation is not None and self.adapted_step_size is not None
         done = 0
         while done < n and self._rest is None:
-            most = 1 if adapts else _leg(plan, done, min(n - done, LONGEST))
+            if self.enter():
+                self._begin_again()
+            most = 1 if adapts else _leg(plan, done, int(min(n - done, LONGEST, self.steady())))
             values, branch = self._ahead(most, adapts)
             try:
                 statistics = self._launched(values, branch, plan is not None)
@@ -147,6 +149,14 @@ class CapturedChains(Chains):
         if largest is not None:
             beta = 1.0 if self.beta is None else self.beta
             check_resolution(beta * largest)
+
+    def _begin_again(self) -> None:
+        """The same states, under another energy."""
+        self.check()
+        position = self.position(self.moment())
+        (values,) = self.settings(1)
+        self._recording, _ = self._catalogue.begun(self._kind, self.sampler, position, values)
+        self._copy = None
 
     def _ahead(self, most: int, adapts: bool) -> tuple[list[dict[str, Any]], Hashable]:
         """The settings of the next transitions that can be one graph, and what they share."""

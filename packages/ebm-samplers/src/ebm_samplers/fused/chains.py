@@ -40,7 +40,7 @@ COUNTED = 20
 """Bits of a number of leapfrogs that a kernel counts at a time."""
 
 SCRATCH = 2**20
-"""Elements of draws that are only passed on, to running moments."""
+"""Elements of draws that are only passed on, to running moments or a file."""
 
 
 class FusedChains(Chains):
@@ -147,12 +147,12 @@ class FusedChains(Chains):
     ) -> Iterator[Leg]:
         """Make ``n`` transitions, as many a leg as take a tenth of a second."""
         plan = plan or Plan(thin=n)
-        columns = _Columns(self, plan.n_draws) if plan.keep == "trajectory" else None
+        room = min(plan.n_draws, self._scratch) if plan.passed_on else plan.n_draws
+        columns = _Columns(self, room) if plan.keep == "trajectory" else None
         adapts = self.adapted_step_size is not None and adaptation is not None
         done = 0
         while done < n:
-            if done:  # whoever looked on may have changed them
-                self._read_parameters()
+            self._look_again(done)
             if self._ahead is not None:
                 series, _ = self._ahead
             else:
@@ -161,14 +161,14 @@ class FusedChains(Chains):
             # full slots end in draws; otherwise one slot has the statistics of it all
             full = plan.keep != "final" and done % plan.thin == made % plan.thin == 0
             if made and columns is not None and full:
-                first = done // plan.thin
+                first = 0 if plan.passed_on else done // plan.thin
                 self._advance(series, plan.thin, slots=columns.slots(first))
                 columns.complete(first, plan.thin, series)
                 yield Leg(made, {}, columns=columns.tensors)
             elif made:
                 run = self._advance(series, plan.thin if full else made, keep_draws=full)
                 leg = self._leg(run, series)
-                if columns is not None:
+                if columns is not None and not plan.passed_on:
                     leg = dataclasses.replace(leg, columns=columns.tensors)
                 if adapts and adaptation is not None and self.adapted_step_size is not None:
                     acceptance = leg.statistics["acceptance_rate"]
@@ -189,8 +189,7 @@ class FusedChains(Chains):
             return super().advance(n, adaptation, age)
         done, accepted = 0, 0.0
         while done < n:
-            if done:
-                self._read_parameters()
+            self._look_again(done)
             if self._ahead is not None:
                 series, _ = self._ahead
             else:
@@ -237,6 +236,19 @@ class FusedChains(Chains):
         parts = [x, x, x.new_zeros(len(x), 1), *(carried[name] for name in names)]
         states: Array = self.fused.flat(torch.cat([p.reshape(len(x), -1) for p in parts], 1))
         return states
+
+    def _look_again(self, done: int) -> None:
+        """After a leg the energy may be another one, and whoever looked on may have changed it."""
+        is_new = self.enter()
+        if done or is_new:
+            self._read_parameters()
+        if is_new:
+            states = self._fresh(self.position(self.moment()))
+            settings = self.kernel, self.lanes, self.parameters, self.offset
+            run = self.fused.start(states, *settings, **self.constants)
+            if self.sampler.adjusted and not self._is_resolved(run.largest):
+                check_resolution(self.fused.tensor(run.largest))
+            self.packed = run.state
 
     def _read_parameters(self) -> None:
         try:
@@ -334,7 +346,11 @@ class FusedChains(Chains):
         """The settings of the next transitions."""
         failure: BaseException | None = None
         settings = self.sampler.settings
-        values: dict[str, Any] = {name: setting.value for name, setting in settings.items()}
+        first = self.schedule_step
+        values: dict[str, Any] = {
+            name: setting.at(first) if setting.steady_until(first) >= first + n else setting.value
+            for name, setting in settings.items()
+        }
         if self.adapted_step_size is not None:
             values["step_size"] = self.adapted_step_size.item()
         if any(map(callable, values.values())):
@@ -353,18 +369,23 @@ class FusedChains(Chains):
         """Uniforms of the next ``n`` transitions that all chains share."""
         return shared_uniforms(self.key, self.counter, stream, n)
 
+    @property
+    def _scratch(self) -> int:
+        """Draws that are passed on at once."""
+        return max(1, SCRATCH // (self.shape[0] * self.fused.size))
+
     def _end(self, done: int, n: int, plan: Plan) -> int:
         """Where the next leg ends: with a draw, if there is one in it."""
         if not self._pace:
             gradients = self.sampler.kernel_gradients
             self._pace = SECONDS / (gradients * self.fused.seconds(self.shape[0]))
-        end = min(n, done + max(1, int(self._pace)))
+        end = int(min(n, done + max(1, int(self._pace)), done + self.steady()))
         thin = plan.thin
         if plan.stop is not None:
             interval = plan.stop * thin
             end = min(end, (done // interval + 1) * interval)
-        if plan.keep == "moments":
-            end = min(end, done + max(1, SCRATCH // (self.shape[0] * self.fused.size)) * thin)
+        if plan.keep == "moments" or plan.passed_on:
+            end = min(end, done + self._scratch * thin)
         if plan.keep != "final" and done % thin:
             end = min(end, (done // thin + 1) * thin)
         last_draw = end // thin * thin
@@ -377,7 +398,7 @@ class _Series:
 
     Attributes:
         n: Number of transitions.
-        values: By name, as `FusedEnergy.run` takes them.
+        values: By name, as `FusedEnergy.launch` takes them.
         failure: The error of a schedule after so many.
     """
 
