@@ -75,6 +75,10 @@ class SampleResult:
         seed: The 64-bit key of the random stream.
         resume: Tensors and numbers from which ``sample(resume=...)`` goes on as if the run had not
             been cut; loadable by ``torch.load(..., weights_only=True)``.
+        warnings: What is known to be wrong with the draws, a sentence each; from samplers that
+            check themselves.
+        report: How the draws were made, by samplers that choose their own settings: numbers,
+            words and tensors.
     """
 
     final: Tensor
@@ -84,6 +88,8 @@ class SampleResult:
     moments: Moments | None = None
     seed: int | None = None
     resume: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_chains(self) -> int:
@@ -96,7 +102,7 @@ class SampleResult:
         return 0 if self.trajectory is None else self.trajectory.shape[1]
 
     def __repr__(self) -> str:
-        """Shapes and the summary of the statistics, not the numbers."""
+        """Shapes, the summary of the statistics, and a line for each warning; not the numbers."""
         parts = [f"final={tuple(self.final.shape)}"]
         if self.trajectory is not None:
             parts.append(f"trajectory={tuple(self.trajectory.shape)}")
@@ -106,4 +112,5 @@ class SampleResult:
             parts.append(f"acceptance_rate={self.stats['acceptance_rate'].mean().item():.3f}")
         if "diverging" in self.stats:
             parts.append(f"diverging={int(self.stats['diverging'].sum())}")
-        return f"SampleResult({', '.join(parts)}, seed={self.seed})"
+        lines = (f"SampleResult({', '.join(parts)}, seed={self.seed})", *self.warnings)
+        return "\n  warning: ".join(lines)

@@ -3,6 +3,7 @@
 from ebm_samplers.acceptance import Verdict, metropolis
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.annealed import AnnealedLangevin
+from ebm_samplers.automatic import sample
 from ebm_samplers.captured import without_graphs
 from ebm_samplers.engines import Explanation
 from ebm_samplers.fused import clear_cache, fuse
@@ -16,6 +17,7 @@ from ebm_samplers.schedules import Schedule, Staircase
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream
 from ebm_samplers.underdamped import UnderdampedLangevin
+from ebm_samplers.warmup import WarmUp, warm_up
 
 __version__ = "0.1.0"
 
@@ -36,6 +38,7 @@ __all__ = [
     "Stream",
     "UnderdampedLangevin",
     "Verdict",
+    "WarmUp",
     "clear_cache",
     "fill_normals",
     "fill_uniforms",
@@ -43,5 +46,7 @@ __all__ = [
     "metropolis",
     "per_chain",
     "philox4x32",
+    "sample",
+    "warm_up",
     "without_graphs",
 ]

@@ -1,0 +1,214 @@
+"""`sample`: from an energy to draws, with nothing to set.
+
+It finds starts (`ebm_samplers.starts`), warms a sampler up (`ebm_samplers.warmup`), samples, and
+checks what came out (`ebm_samplers.checks`). Where a check fails that more effort can mend, it goes
+on from where chains stand: with smaller steps after divergences, with longer intervals between
+draws where chains have not mixed. What cannot be mended is told in the result's ``warnings``.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ebm_core import SampleResult, as_energy, draw_key, require_continuous
+from ebm_core.energy import EnergyLike
+from ebm_core.validation import check_choice, check_integer
+from ebm_samplers.arguments import checked_states, empty_states, refuse
+from ebm_samplers.checks import CONFINED, ESS, RHAT, Checks, check
+from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
+from ebm_samplers.nuts import NUTS
+from ebm_samplers.sampler import MarkovSampler
+from ebm_samplers.starts import find_starts
+from ebm_samplers.warmup import WarmUp, warm_up
+
+LOCKSTEP = 16
+"""Chains from which on Hamiltonian Monte Carlo is taken: they fill the lanes of its kernel."""
+WARM_UP = 500
+"""Transitions of a warm-up."""
+TARGETS = (0.8, 0.95, 0.99)
+"""Acceptance rates to try while there are divergences."""
+ROUNDS = 4
+"""Times that chains are run, at most."""
+LONGEST_THIN = 32
+"""Transitions for each draw, at most."""
+MARGIN = 1.5
+"""More transitions than an extrapolation asks for."""
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How hard to try.
+
+    Attributes:
+        target: Index into `TARGETS`.
+        thin: Transitions for each draw.
+    """
+
+    target: int = 0
+    thin: int = 1
+
+    def more(self, checks: Checks, gains: bool) -> "_Effort":
+        """What might mend what is wrong; the same effort if nothing would.
+
+        Args:
+            checks: What is wrong.
+            gains: Whether smaller steps are untried, or have halved the number of divergences.
+        """
+        figures = checks.figures
+        if figures.get("n_groups", 1) > 1 or figures.get("confinement", 1.0) < CONFINED:
+            return self
+        target, thin = self.target, self.thin
+        if figures["n_stuck"] or any("divergence" in warning for warning in checks.warnings):
+            if not gains or target == len(TARGETS) - 1:
+                return self
+            target += 1
+        rhat, ess = figures["rhat"], figures["ess_bulk"]
+        ess = min(ess, figures["ess_tail"])
+        # R-hat² - 1 and the error of an ESS fall with the number of transitions.
+        wanted = max((rhat**2 - 1) / (RHAT**2 - 1), ESS / max(ess, 1.0))
+        if wanted > 1 and math.ceil(MARGIN * wanted * thin) <= LONGEST_THIN:
+            thin = math.ceil(MARGIN * wanted * thin)
+        return _Effort(target, thin)
+
+
+def sample(
+    energy: EnergyLike,
+    n_chains: int = 64,
+    n_samples: int = 1000,
+    dim: int | tuple[int, ...] | None = None,
+    seed: int | None = 0,
+    *,
+    x_init: Tensor | None = None,
+    method: Literal["auto", "hmc", "nuts"] = "auto",
+) -> SampleResult:
+    """Draws from exp(-E), with a method, starts, settings and checks of its own choosing.
+
+    From 16 chains on the method is Hamiltonian Monte Carlo, whose chains go in step and fill the
+    lanes of a kernel, with lengths by the ChEES criterion; for fewer chains NUTS, where each finds
+    its lengths. Either learns step size and mass in `warm_up`. Chains start from N(0, I), taken
+    downhill where that is far from the target; what is not finite is drawn again.
+
+    Nothing fails in silence: ``result.warnings`` has a sentence for each check that failed
+    (divergences, chains that stood still or sit in separate modes, R-hat of 1.01 or more, effective
+    sample sizes below 400, low acceptance, energies explored slowly), and they are part of the
+    result's ``repr``. Before that, runs are repeated up to three times with more effort: smaller
+    steps after divergences, up to 32 transitions for each draw where chains mix slowly. Python's
+    own ``warnings`` are not used.
+
+    Args:
+        energy: An `EnergyFunction` or any callable ``(chain, *event) -> (chain,)``, on continuous
+            states; a network too.
+        n_chains: Number of chains. With few, R-hat says less: modes that no chain has met go
+            unnoticed.
+        n_samples: Draws of each chain.
+        dim: Number of elements (or shape) of a state, where the energy has no ``event_shape``.
+        seed: Key of the random stream: equal arguments, equal draws. None draws one from torch.
+        x_init: Start states ``(chain, *event)``, in place of ``n_chains`` and ``dim``.
+        method: "hmc" or "nuts" to insist on one.
+
+    Returns:
+        ``trajectory`` ``(n_chains, n_samples, *event)``, the sampler's statistics, ``warnings``,
+        and ``report``: ``method``; ``starts`` (how many were drawn again; gradients); ``rounds``
+        (of each: target acceptance, transitions for each draw, the checks' figures and warnings);
+        ``checks`` (the last figures: ``rhat``, ``ess_bulk``, …); ``warm_up``, the last one's
+        state_dict, from which `WarmUp.from_state_dict` makes the sampler again; ``n_gradients`` of
+        single states in all.
+
+    Raises:
+        ConfigurationError: If the number of elements is unknown, or arguments make no sense.
+        SupportError: If the energy is defined on discrete states.
+        NumericalError: If no finite starts are found, energies are too large for accept tests, or
+            no step size fits (as where exp(-E) cannot be normalised).
+
+    Example:
+        >>> from ebm_samplers import sample
+        >>> scales = torch.tensor([0.1, 1.0, 10.0])
+        >>> result = sample(lambda x: (x / scales).square().sum(1) / 2, dim=3, n_samples=400)
+        >>> result.trajectory.shape, result.warnings
+        (torch.Size([64, 400, 3]), ())
+    """
+    energy = as_energy(energy)
+    require_continuous(energy.support, "sample")
+    n_samples = check_integer("n_samples", n_samples, at_least=1)
+    check_choice("method", method, ("auto", "hmc", "nuts"))
+    key = draw_key(seed)
+    if x_init is None:
+        starts = find_starts(energy, empty_states(energy, n_chains, dim), key)
+        x, n_gradients = starts.x, starts.n_gradients
+        started = {"n_redrawn": starts.n_redrawn, "n_gradients": n_gradients}
+    else:
+        refuse("x_init", {"dim": dim})
+        x, n_gradients, started = checked_states(energy, x_init), 0, {"n_redrawn": 0}
+    if method == "auto":
+        method = "hmc" if len(x) >= LOCKSTEP else "nuts"
+    sampler: MarkovSampler = HamiltonianMonteCarlo(energy) if method == "hmc" else NUTS(energy)
+    effort = _Effort()
+    rounds: list[dict[str, Any]] = []
+    diverging: list[float] = []
+    for i in range(ROUNDS):
+        target = TARGETS[effort.target]
+        if not rounds or rounds[-1]["target_acceptance"] != target:
+            warm = warm_up(sampler, x, WARM_UP, _key(key, 2 * i + 1), target_acceptance=target)
+            sampler, x = warm.sampler, warm.x
+            n_gradients += warm.n_gradients
+        result = sampler.sample(
+            x,
+            n_steps=n_samples * effort.thin,
+            thin=effort.thin,
+            keep="trajectory",
+            seed=_key(key, 2 * i),
+        )
+        n_gradients += int(result.stats["n_steps"].sum())
+        checks = _checked(result, sampler)
+        rounds.append(_round(target, effort.thin, checks))
+        x = result.final
+        if not checks.warnings or n_samples < 4:
+            break
+        diverging.append(checks.figures["n_diverging"] / effort.thin)
+        harder = effort.more(checks, len(diverging) < 2 or diverging[-1] < diverging[-2] / 2)
+        if harder == effort:
+            break
+        effort = harder
+    return replace(
+        result,
+        seed=key,
+        warnings=checks.warnings,
+        report=_report(warm, rounds, started, n_gradients),
+    )
+
+
+def _checked(result: SampleResult, sampler: MarkovSampler) -> Checks:
+    assert result.trajectory is not None
+    if result.n_draws < 4:
+        return Checks(warnings=(f"{result.n_draws} draws a chain are too few for any check",))
+    return check(result, getattr(sampler, "max_tree_depth", None))
+
+
+def _round(target: float, thin: int, checks: Checks) -> dict[str, Any]:
+    return {
+        "target_acceptance": target,
+        "thin": thin,
+        "checks": dict(checks.figures),
+        "warnings": list(checks.warnings),
+    }
+
+
+def _report(
+    warm: WarmUp, rounds: list[dict[str, Any]], started: Mapping[str, int], n_gradients: int
+) -> dict[str, Any]:
+    return {
+        "method": type(warm.sampler).__name__,
+        "starts": dict(started),
+        "rounds": rounds,
+        "checks": rounds[-1]["checks"],
+        "warm_up": warm.state_dict(),
+        "n_gradients": n_gradients,
+    }
+
+
+def _key(key: int, i: int) -> int:
+    """The i-th key of a run: far from those of other seeds."""
+    return (key + i * 0x9E3779B97F4A7C15) % 2**64
