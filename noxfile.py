@@ -32,6 +32,8 @@ OWN_PYTHON = {"UV_PYTHON": None}  # else hatch installs its build backend into n
 CUDA_TESTS = Path("packages/ebm-samplers/tests/cuda")
 PTX = {"EBM_PTX": "1"}
 SIMULATOR = {"NUMBA_ENABLE_CUDASIM": "1"}
+BY_TEST = ("-n", "auto")  # over the cores
+BY_FILE = ("-n", "auto", "--dist", "loadfile")  # whose tests share what they made; a page's blocks
 CACHED_BYTECODE = {"PYTHONDONTWRITEBYTECODE": None}  # where several processes import torch
 
 nox.needs_version = ">=2025.10.14"
@@ -115,7 +117,7 @@ def ptx(session: nox.Session) -> None:
     if session.posargs == ["--record"]:
         session.run("python", str(CUDA_TESTS / "resources.py"))
     else:
-        session.run("pytest", str(CUDA_TESTS / "test_ptx.py"), *session.posargs, env=PTX)
+        session.run("pytest", *BY_TEST, str(CUDA_TESTS / "test_ptx.py"), *session.posargs, env=PTX)
 
 
 @nox.session(requires=["build"])
@@ -123,7 +125,7 @@ def cudasim(session: nox.Session) -> None:
     """CUDA kernels run by numba.cuda's simulator, against the CPU's."""
     install_cuda(session)
     tests = str(CUDA_TESTS / "test_simulator.py")
-    session.run("pytest", tests, *session.posargs, env=SIMULATOR)
+    session.run("pytest", *BY_TEST, tests, *session.posargs, env=SIMULATOR)
 
 
 @nox.session(requires=["build"])
@@ -137,8 +139,8 @@ def tests(session: nox.Session, package: str) -> None:
 @nox.session(name="tests-integration", requires=["build"])
 def tests_integration(session: nox.Session) -> None:
     """What needs several components; the site's and the README's Python blocks."""
-    session.install(*wheels(*PACKAGES), *group("test"))
-    session.run("pytest", "README.md", "docs", "tests-integration", *session.posargs)
+    session.install(*wheels(*PACKAGES), *group("test"), *group("pages"))
+    session.run("pytest", *BY_FILE, "README.md", "docs", "tests-integration", *session.posargs)
 
 
 @nox.session(requires=["build"])
@@ -241,7 +243,7 @@ def run_tests(session: nox.Session, package: str) -> None:
     """Run a package's README and tests, and the doctests of the module as installed."""
     folder, module = f"packages/{package}", package.replace("-", "_")
     targets = (f"{folder}/README.md", f"{folder}/tests", "--pyargs", module)
-    session.run("pytest", "--doctest-modules", *targets, *session.posargs)
+    session.run("pytest", *BY_FILE, "--doctest-modules", *targets, *session.posargs)
 
 
 def run_demo(session: nox.Session, *arguments: str) -> None:

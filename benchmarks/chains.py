@@ -66,9 +66,10 @@ class Benchmark:
 
     def run(self) -> None:
         """Measure everything that the options ask for."""
-        self.found["machine"] = machine()
-        self.found["repetitions"] = self.options.repetitions
-        self.found["seconds"] = self.options.seconds
+        if "cells" in self.options.parts:
+            self.found["machine"] = machine()
+            self.found["repetitions"] = self.options.repetitions
+            self.found["seconds"] = self.options.seconds
         for name in self.options.settings:
             with ExitStack() as stack:
                 workers = {
@@ -161,17 +162,18 @@ class Benchmark:
         Raises:
             RivalError: If it cannot be measured.
         """
-        for chains in CHAINS:
+        for chains in CHAINS if "cells" in self.options.parts else ():
             rates = ours.ask("noise", chains=chains, seconds=5 * self.options.seconds)
             self.found.setdefault("normals", {}).setdefault(setting, {})[str(chains)] = rates
             listed = ", ".join(f"{name} {rate:.3g}" for name, rate in rates.items())
             self.say(f"{setting}: normals/s with {chains} chains: {listed}")
         if len(ours.cores) == 1 and "overhead" in self.options.parts:
+            self.found["overhead"] = {"machine": machine(), "calls": {}}
             for target in ("double well", "MLP 2-64-64-1"):
                 for method in METHODS:
                     request = {"target": target, "method": method, "chains": 100}
                     answer = ours.ask("overhead", 120, repetitions=2000, **request)
-                    self.found.setdefault("overhead", {})[f"{method} | {target}"] = answer
+                    self.found["overhead"]["calls"][f"{method} | {target}"] = answer
                     cost = 1e6 * (answer["call"] - answer["step"])
                     self.say(f"a call of {method} on {target} costs {cost:.0f} µs beside its steps")
         self.save()

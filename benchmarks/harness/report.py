@@ -83,7 +83,6 @@ def _two(value: float) -> str:
 
 
 def _where(found: Results) -> str:
-    place = found["machine"]
     versions = {
         name: version
         for packages in found.get("versions", {}).values()
@@ -91,9 +90,15 @@ def _where(found: Results) -> str:
     }
     listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
     return (
-        f"{place['date']}, {place['processor']}, {place['cores']} cores, {place['system']}, Python "
-        f"{place['python']}; {listed}. Medians of {found['repetitions']} interleaved repetitions "
-        f"of {found['seconds']:g} s."
+        f"{_place(found['machine'])}; {listed}. Medians of {found['repetitions']} interleaved "
+        f"repetitions of {found['seconds']:g} s."
+    )
+
+
+def _place(machine: Results) -> str:
+    return (
+        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['system']}, Python {machine['python']}"
     )
 
 
@@ -205,12 +210,15 @@ def _compilation(found: Results) -> str:
 
 def _calls(overhead: Results) -> str:
     rows = []
-    for name, entry in overhead.items():
+    for name, entry in overhead["calls"].items():
         method, target = name.split(" | ")
         cost = 1e6 * (entry["call"] - entry["step"])
-        rows.append((target, method, f"{cost:.0f}", f"{1e6 * entry['step']:.2f}"))
-    head = ("energy", "method", "a call (µs)", "a step (µs)")
+        parts = (f"{1e6 * entry[part]:.1f}" for part in ("forward", "step"))
+        rows.append((target, method, f"{cost:.0f}", *parts))
+    head = ("energy", "method", "a call (µs)", "forward of 4 states alone (µs)", "a step (µs)")
     return (
-        "A call with one step on 100 chains, less a step of a long run; wanted are at most "
-        f"{1e6 * CALL_WANTED:.0f} µs.\n\n" + table(head, rows, right=2)
+        f"{_place(overhead['machine'])}. A call with one step on 100 chains, less a step of a long "
+        f"run; wanted are at most {1e6 * CALL_WANTED:.0f} µs. Each call compares energies with "
+        "`forward` on four states, and evaluates all chains where they start: as many operations "
+        "as a step of Langevin.\n\n" + table(head, rows, right=2)
     )

@@ -87,9 +87,11 @@ def noise(chains: int, seconds: float) -> dict[str, float]:
 def overhead(target: str, method: str, chains: int, repetitions: int) -> dict[str, Any]:
     """Seconds of a call with one step, and of a step in a long run; both on few chains.
 
-    Their difference is what a call costs beside its steps. ``cpu`` is the call's processor time.
+    Their difference is what a call costs beside its steps. ``cpu`` is the call's processor time,
+    ``forward`` the seconds of the energy alone on as many states as a call compares.
     """
-    sampler = sampler_of(method, ENERGIES[target](), 0.01)
+    energy = ENERGIES[target]()
+    sampler = sampler_of(method, energy, 0.01)
     x = torch.full((chains, 2), 0.5)
     long = 1000
     for n_steps in (1, 1, long):
@@ -100,7 +102,10 @@ def overhead(target: str, method: str, chains: int, repetitions: int) -> dict[st
     call = median(calls)
     run = median(seconds_of(sampler.sample_chain, x, long) for _ in range(5))
     step = (run - call) / (long - 1)
-    return {"call": call, "step": step, "cpu": cpu, "engine": str(sampler.explain(x))}
+    with torch.no_grad():
+        forward = median(seconds_of(energy, x[:4]) for _ in range(repetitions))
+    times = {"call": call, "step": step, "cpu": cpu, "forward": forward}
+    return {**times, "engine": str(sampler.explain(x))}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import arviz_stats
+import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
@@ -66,6 +67,25 @@ def test_many_chains_of_few_draws(event):
     tree = to_arviz(result(50, 4, event, seed=None))
     assert tree.posterior.x.shape == (50, 4, *event)
     assert "seed" not in tree.attrs
+
+
+@pytest.mark.parametrize("event", ((), (2, 3)), ids=str)
+def test_arviz_plots_takes_it(event):
+    """ArviZ's own figures of draws, of ranks and of what samplers report."""
+    import arviz_plots
+
+    tree = to_arviz(result(event=event))
+    plots = [arviz_plots.plot_trace(tree, backend="matplotlib")]
+    if not event:
+        for name in ("rank", "energy", "forest", "dist", "ess", "autocorr"):
+            plot = getattr(arviz_plots, f"plot_{name}")
+            plots.append(plot(tree, backend="matplotlib"))
+        plots.append(arviz_plots.plot_trace(tree, group="sample_stats", backend="matplotlib"))
+    for plot in plots:
+        figure = plot.viz["figure"].item()
+        figure.canvas.draw()
+        assert any(ax.has_data() for ax in figure.axes)
+        matplotlib.pyplot.close(figure)
 
 
 def test_takes_what_a_sampler_gives():

@@ -5,10 +5,17 @@ import pytest
 import torch
 from arviz_stats.base import array_stats
 
-from ebm_core import ConfigurationError, EBMError, NumericalError, SampleResult, ShapeError
-from ebm_utils import ess, mcse, rhat
+from ebm_core import (
+    ConfigurationError,
+    EBMError,
+    Moments,
+    NumericalError,
+    SampleResult,
+    ShapeError,
+)
+from ebm_utils import autocorrelation_time, ess, mcse, nested_rhat, rhat
 
-FUNCTIONS = (rhat, ess, mcse)
+FUNCTIONS = (rhat, ess, mcse, autocorrelation_time)
 
 
 def autoregression(n_chains, n_draws, rho, *event, seed=0):
@@ -56,16 +63,80 @@ def test_arrays_are_taken(function):
             function(wrong)
 
 
-def test_numbers_are_arviz_stats_own():
-    draws = autoregression(3, 200, 0.7, 2)
+@pytest.mark.parametrize("n_draws", (4, 5, 7, 8, 9, 200))
+@pytest.mark.parametrize("ties", (False, True))
+def test_numbers_are_arviz_stats_own(n_draws, ties):
+    draws = autoregression(3, n_draws, 0.7, 2)
+    if ties:  # rejected proposals, and values on a grid
+        draws[:, 1::2, 0] = draws[:, : n_draws // 2 * 2 : 2, 0]
+        draws[..., 1] = draws[..., 1].mul(2).round()
     for i in range(2):
         one = draws[..., i].numpy()
-        assert rhat(draws)[i].item() == pytest.approx(array_stats.rhat(one))
-        assert ess(draws)[i].item() == pytest.approx(array_stats.ess(one))
+        with np.errstate(divide="ignore"):
+            assert rhat(draws)[i].item() == pytest.approx(array_stats.rhat(one), rel=1e-12)
+        for kind in ("bulk", "mean"):
+            theirs = array_stats.ess(one, method=kind)
+            assert ess(draws, kind)[i].item() == pytest.approx(theirs, rel=1e-9)
         tail = array_stats.ess(one, method="tail", prob=(0.05, 0.95))
         assert ess(draws, "tail")[i].item() == pytest.approx(tail)
         assert mcse(draws)[i].item() == pytest.approx(array_stats.mcse(one))
         assert mcse(draws, "sd")[i].item() == pytest.approx(array_stats.mcse(one, method="sd"))
+
+
+@pytest.mark.parametrize("n_draws", (4, 9, 100))
+def test_nested_rhat_is_arviz_stats_own(n_draws):
+    draws = autoregression(12, n_draws, 0.5, 2) + torch.arange(12)[:, None, None] // 4
+    ids = np.arange(12) // 4
+    shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    for i in range(2):
+        theirs = array_stats.rhat_nested(draws[..., i].numpy(), superchain_ids=ids)
+        for ours in (
+            nested_rhat(draws, 3),
+            nested_rhat(draws, ids.tolist()),
+            nested_rhat(draws[shuffled], 7 * torch.from_numpy(ids)[shuffled]),
+        ):
+            assert ours[i].item() == pytest.approx(theirs, rel=1e-12)
+
+
+def test_nested_rhat_of_one_draw_tells_forgotten_starts():
+    """M of 16: sqrt(1 + 1/16) = 1.031 in equilibrium; starts of variance v make it larger."""
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randn(256, 3, generator=generator).repeat_interleave(16, dim=0)
+    rest = torch.randn(4096, 3, generator=generator)
+    for memory in (0.0, 0.5):
+        final = memory * starts + (1 - memory**2) ** 0.5 * rest
+        result = SampleResult(final, None, torch.zeros(4096, 1), {})
+        ratio = (memory**2 + (1 - memory**2) / 16) / (1 - memory**2)
+        error = ratio * (2 / 255) ** 0.5  # of the variance of 256 means
+        values = nested_rhat(result, superchains=256)
+        assert ((values.square() - 1 - ratio) / error).abs().max() < 3.5
+
+
+def test_nested_rhat_of_moments_is_that_of_the_draws_as_they_are():
+    draws = autoregression(8, 50, 0.5, 2) + torch.arange(8)[:, None, None] // 2
+    moments = Moments(50, draws.mean(1), (draws - draws.mean(1, keepdim=True)).square().sum(1))
+    result = SampleResult(draws[:, -1], None, torch.zeros(8, 1), {}, moments)
+    for i in range(2):
+        theirs = array_stats.rhat_nested(
+            draws[..., i].numpy(), superchain_ids=np.arange(8) // 2, method="identity"
+        )
+        assert nested_rhat(result, 4)[i].item() == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(
+    ("superchains", "message"),
+    (
+        (1, "two superchains or more"),
+        (5, "as many chains in each"),
+        ([0, 0, 0, 0, 0, 1, 1, 1], "as many chains in each"),
+        ([0, 1], "one number a chain"),
+        ([0.5] * 8, "integers"),
+        (0, "at least 1"),
+    ),
+)
+def test_superchains_that_make_no_sense(superchains, message):
+    with pytest.raises(EBMError, match=message):
+        nested_rhat(torch.randn(8, 10), superchains)
 
 
 @pytest.mark.parametrize("rho", (0.0, 0.5, 0.9, -0.4))
@@ -77,6 +148,7 @@ def test_ess_and_mcse_of_an_autoregression(rho):
     torch.testing.assert_close(
         mcse(draws), torch.full((4,), exact**-0.5).double(), rtol=0.08, atol=0
     )
+    torch.testing.assert_close(autocorrelation_time(draws), 32000 / ess(draws, "mean"))
     assert (rhat(draws) < 1.03).all()
 
 
@@ -147,3 +219,10 @@ def test_numpys_settings_stay(recwarn):
     rhat(torch.zeros(4, 1, 1).expand(4, 10, 1) + torch.arange(4.0)[:, None, None])
     assert np.geterr() == before
     assert not recwarn
+
+
+def test_many_elements_are_taken_some_at_a_time(monkeypatch):
+    draws = autoregression(4, 50, 0.5, 5, 3)
+    whole = rhat(draws), ess(draws)
+    monkeypatch.setattr("ebm_utils.draws._VALUES_AT_ONCE", 400)
+    torch.testing.assert_close((rhat(draws), ess(draws)), whole)

@@ -23,6 +23,7 @@ from ebm_samplers.noise import Noise
 from ebm_samplers.states import Context, State, Statistics, per_chain
 
 if TYPE_CHECKING:
+    from ebm_samplers.fused.repeat import Repeat
     from ebm_samplers.sampler import MarkovSampler
 
 
@@ -199,6 +200,10 @@ class Chains(ABC):
     @abstractmethod
     def check(self) -> None:
         """Refuse energies met since the last check that are too large for accept tests."""
+
+    def repeat(self) -> "Repeat | None":
+        """What makes the call again that `advance` was for, with less work; None if nothing can."""
+        return None
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Let go of what other chains may want."""

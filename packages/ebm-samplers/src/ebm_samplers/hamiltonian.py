@@ -105,8 +105,9 @@ class HamiltonianMonteCarlo(MarkovSampler):
         return math.floor(self.jitter * (self.n_leapfrog_steps - 1))
 
     def _lengths(self, uniforms: Array) -> Array:
-        steps = np.floor(uniforms * (2 * self._spread + 1)).astype(np.int64)
-        lengths: Array = self.n_leapfrog_steps - self._spread + steps
+        spread = self._spread
+        steps = (uniforms * (2 * spread + 1)).astype(np.int64)
+        lengths: Array = steps + (self.n_leapfrog_steps - spread)
         return lengths
 
     def leapfrog(

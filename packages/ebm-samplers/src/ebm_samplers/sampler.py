@@ -56,6 +56,7 @@ from ebm_samplers.arguments import (
 )
 from ebm_samplers.chains import Chains, Plan, Position
 from ebm_samplers.engines import Explanation, explained, open_chains
+from ebm_samplers.fused.repeat import Repeat
 from ebm_samplers.progress import draws_between_calls, progress_bar
 from ebm_samplers.recorder import Recorder
 from ebm_samplers.schedules import Schedule, Setting
@@ -71,6 +72,11 @@ class _LastCall:
 
     rate: Tensor | float | None = None
     dtype: torch.dtype = torch.float32
+    repeat: Repeat | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a sampler has no use for another's memory."""
+        return {**vars(self), "repeat": None}
 
 
 class MarkovSampler(BaseSampler):
@@ -126,6 +132,12 @@ class MarkovSampler(BaseSampler):
         self._key: int | None = None
         self._counter = 0
         self.step_size = step_size
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; calls are then no longer what they were."""
+        if "_last" in vars(self):
+            self._last.repeat = None
+        super().__setattr__(name, value)
 
     @abstractmethod
     def transition(self, state: State, context: Context) -> tuple[State, Statistics]:
@@ -270,14 +282,22 @@ class MarkovSampler(BaseSampler):
             torch.Size([5, 2])
         """
         n_steps = check_integer("n_steps", n_steps, at_least=1)
+        last = self._last
+        if last.repeat is not None and beta is None and self._key is not None:
+            made = last.repeat.again(x_init, n_steps, self._key, self._counter)
+            if made is not None:
+                vars(self)["_counter"] += n_steps
+                final, last.rate = made
+                return final
         position = self._own_position(x=checked_states(self.energy, x_init), beta=beta)
         reserved = position.counter + n_steps
         with self._running(
             position, reserved, n_steps, adapts=True, check_start=True, ahead=n_steps
         ) as chains:
-            self._last.rate = chains.advance(n_steps, self.adaptation, age=chains.counter)
-            self._last.dtype = position.x.dtype
-            return chains.x
+            last.rate = chains.advance(n_steps, self.adaptation, age=chains.counter)
+            last.dtype, final = position.x.dtype, chains.x
+            last.repeat = chains.repeat()
+            return final
 
     def sample(
         self,

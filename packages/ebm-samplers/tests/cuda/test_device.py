@@ -231,6 +231,9 @@ def test_fuse():
     want, slope = energy_of("mixture").energy_and_gradient(x)
     torch.testing.assert_close(values, want, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(slopes, slope, rtol=1e-3, atol=1e-3)
+    x.requires_grad_()
+    fuse(energy_of("mixture"))(x)[0].sum().backward()
+    torch.testing.assert_close(x.grad, slopes)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="ONE CUDA DEVICE: nothing was tested")

@@ -33,9 +33,9 @@ RECORDED = json.loads(TABLE.read_text()) if TABLE.exists() else {}
 MARGIN = 1.1
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", ENERGIES)
-@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_float32(arch, name, sampler):
     have = resources(name, sampler)[arch]
     if name in PLANE:
@@ -45,8 +45,8 @@ def test_float32(arch, name, sampler):
     require_within(have, RECORDED[f"{arch} {name} {sampler}"])
 
 
-@pytest.mark.parametrize("kind", NOISE)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("kind", NOISE)
 def test_noise(arch, kind):
     have = noise_resources(kind)[arch]
     assert have.spills == have.stack == 0

@@ -249,3 +249,6 @@ def test_fuse(on_cuda):
     values, slopes = fuse(energy)(x)
     torch.testing.assert_close(values, energy(x))
     torch.testing.assert_close(slopes, energy.gradient(x))
+    x.requires_grad_()
+    fuse(energy)(x)[0].sum().backward()
+    torch.testing.assert_close(x.grad, slopes)

@@ -383,7 +383,7 @@ def test_threads_have_stopped_when_an_interrupt_arrives(monkeypatch):
 def test_an_interrupt_loses_no_leg(monkeypatch):
     monkeypatch.setattr(fused_chains, "SECONDS", 1e-9)
     calls = []
-    run = FusedEnergy.run
+    run = FusedEnergy.launch
 
     def interrupted(self, *args, **kwargs):
         calls.append(1)
@@ -393,7 +393,7 @@ def test_an_interrupt_loses_no_leg(monkeypatch):
 
     sampler = MALA(DoubleWell(), 0.05, engine="fused")
     sampler.sample_chain(X, 1)
-    monkeypatch.setattr(FusedEnergy, "run", interrupted)
+    monkeypatch.setattr(FusedEnergy, "launch", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         sampler.sample(X, n_steps=50, keep="trajectory", seed=0)
     partial = caught.value.result
@@ -495,25 +495,25 @@ def test_energies_are_not_kept_alive(function):
 def test_a_call_is_one_launch(monkeypatch):
     """The first leg is that in which energies are compared: what a training step pays for."""
     launches = []
-    run = FusedEnergy.run
+    run = FusedEnergy.launch
 
     def counted(self, *args, **settings):
         launches.append(settings["n_steps"])
         return run(self, *args, **settings)
 
-    sampler = MALA(DoubleWell(), 0.05, engine="fused")
-    sampler.sample_chain(X, 3)
-    monkeypatch.setattr(FusedEnergy, "run", counted)
-    sampler.sample_chain(X, 3)
+    energy = DoubleWell()
+    MALA(energy, 0.05, engine="fused").sample_chain(X, 3)
+    monkeypatch.setattr(FusedEnergy, "launch", counted)
+    MALA(energy, 0.05, engine="fused").sample_chain(X, 3)
     assert launches == [3]
 
 
 def test_legs_grow_where_the_first_is_one_transition(monkeypatch):
     monkeypatch.setattr(FusedEnergy, "seconds", lambda self, n_chains: 10.0)
     launches = []
-    run = FusedEnergy.run
+    run = FusedEnergy.launch
     monkeypatch.setattr(
-        FusedEnergy, "run", lambda *a, **k: launches.append(k["n_steps"]) or run(*a, **k)
+        FusedEnergy, "launch", lambda *a, **k: launches.append(k["n_steps"]) or run(*a, **k)
     )
     LangevinDynamics(DoubleWell(), 0.01, engine="fused").sample_chain(X, 2000)
     assert launches[-1] > 100

@@ -1,5 +1,6 @@
 """Data sets, diagnostics, quadrature and figures for energy-based models."""
 
+from ebm_utils.chains import ModeOccupancy, bfmi, mode_occupancy, stuck_chains
 from ebm_utils.conversion import to_arviz
 from ebm_utils.datasets import (
     Checkerboard,
@@ -14,7 +15,13 @@ from ebm_utils.datasets import (
     SyntheticDataset,
     TwoMoons,
 )
-from ebm_utils.diagnostics import ess, mcse, rhat
+from ebm_utils.diagnostics import autocorrelation_time, ess, mcse, nested_rhat, rhat
+from ebm_utils.discrepancies import (
+    energy_distance,
+    kernel_stein_discrepancy,
+    mmd,
+    sliced_wasserstein,
+)
 from ebm_utils.plots import (
     plot_landscape,
     plot_samples,
@@ -23,30 +30,51 @@ from ebm_utils.plots import (
     plot_trajectories,
 )
 from ebm_utils.quadrature import exact_kl, log_partition
+from ebm_utils.significance import Significance, permutation_test, stein_test
+from ebm_utils.stopping import Check, StopWhen
+from ebm_utils.summaries import Summary, Table, summary
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Check",
     "Checkerboard",
     "Circles",
     "DensityDataset",
     "EightGaussians",
     "GaussianMixture",
     "Grid",
+    "ModeOccupancy",
     "Pinwheel",
+    "Significance",
     "Spirals",
+    "StopWhen",
+    "Summary",
     "SwissRoll",
     "SyntheticDataset",
+    "Table",
     "TwoMoons",
+    "autocorrelation_time",
+    "bfmi",
+    "energy_distance",
     "ess",
     "exact_kl",
+    "kernel_stein_discrepancy",
     "log_partition",
     "mcse",
+    "mmd",
+    "mode_occupancy",
+    "nested_rhat",
+    "permutation_test",
     "plot_landscape",
     "plot_samples",
     "plot_traces",
     "plot_training",
     "plot_trajectories",
     "rhat",
+    "sliced_wasserstein",
+    "stein_test",
+    "stuck_chains",
+    "summary",
     "to_arviz",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ebm_core import ConfigurationError, SampleResult, ShapeError
-from ebm_utils.diagnostics import require_trajectory
+from ebm_utils.draws import require_trajectory
 
 if TYPE_CHECKING:
     from xarray import DataTree

@@ -26,7 +26,7 @@ from ebm_core import (
 from ebm_core.validation import check_integer, check_positive
 from ebm_utils.arrays import TensorLike, to_tensor
 from ebm_utils.datasets.base import SyntheticDataset
-from ebm_utils.diagnostics import require_trajectory
+from ebm_utils.draws import require_trajectory
 from ebm_utils.quadrature import GridBounds, MidpointGrid, grid_energies
 
 if TYPE_CHECKING:

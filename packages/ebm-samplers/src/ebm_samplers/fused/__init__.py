@@ -2,8 +2,9 @@
 
 from ebm_samplers.fused.cache import cache_folder, clear_cache
 from ebm_samplers.fused.engine import FusedEnergy, Run, Slots
+from ebm_samplers.fused.function import fuse
 from ebm_samplers.fused.kernel import Kernel, counts
-from ebm_samplers.fused.lookup import fuse, fused_energy
+from ebm_samplers.fused.lookup import fused_energy
 from ebm_samplers.fused.trace import CannotFuse
 
 __all__ = [

@@ -6,7 +6,6 @@ acceptance after each transition, and so a launch for each.
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from ebm_core import ConfigurationError
 from ebm_samplers.acceptance import RESOLUTION, check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.chains import Chains, Leg, Plan, Position, require_finite
-from ebm_samplers.fused.engine import Array, FusedEnergy, Run, Slots
+from ebm_samplers.fused.engine import Array, FusedEnergy, Launch, Run, Slots
 from ebm_samplers.fused.kernels import USUAL
 from ebm_samplers.fused.lookup import fused_start
-from ebm_samplers.fused.noise import fill_rows
+from ebm_samplers.fused.repeat import Repeat, shared_uniforms
 from ebm_samplers.fused.trace import CannotFuse
 from ebm_samplers.noise import check_counter, fill_normals
 from ebm_samplers.states import State
@@ -39,10 +38,6 @@ SERIES = {"step_size", "noise_scale", "friction"}
 
 COUNTED = 20
 """Bits of a number of leapfrogs that a kernel counts at a time."""
-
-UNIFORMS = 256
-"""How many uniforms that all chains share are made at once for short runs, which often follow each
-other."""
 
 SCRATCH = 2**20
 """Elements of draws that are only passed on, to running moments or a file."""
@@ -93,7 +88,8 @@ class FusedChains(Chains):
         if position.x.device.type == "cpu":
             self.constants = {name: values.numpy() for name, values in self.constants.items()}
         self._pace = 0.0  # transitions a leg; 0 for a guess
-        self._ahead: tuple[_Series, Run] | None = None
+        self._ahead: tuple[_Series, Launch] | None = None
+        self._only: tuple[_Series, Launch] | None = None  # the launch of a call of one
 
         first: list[_Series] = []
 
@@ -109,9 +105,9 @@ class FusedChains(Chains):
             series = first[0]
             if not series.n and series.failure is not None:
                 raise series.failure
-            run = self._launched(series, series.n, x=x)
-            self._ahead = series, run
-            return run
+            launch = self._launched(series, series.n, x=x)
+            self._ahead = self._only = series, launch
+            return launch.run
 
         if not ahead:
             self.step_size = next(self.settings(1))["step_size"]
@@ -206,6 +202,24 @@ class FusedChains(Chains):
                 raise series.failure
         return accepted / (n * self.shape[0]) if self.sampler.adjusted else None
 
+    def repeat(self) -> Repeat | None:
+        """What makes again the one launch that `advance` was; None if there was, or is, more to it.
+
+        The launch's memory is the repeat's from now on.
+        """
+        sampler = self.sampler
+        if self._only is None or self.constants or sampler.state_class.carried:
+            return None
+        series, launch = self._only
+        constant = all(setting.is_constant for setting in sampler.settings.values())
+        if (
+            not constant
+            or self.adapted_step_size is not None
+            or type(self.fused) is not FusedEnergy
+        ):
+            return None
+        return Repeat(sampler, self.fused, self.kernel, self.lanes, self.shape, series.n, launch)
+
     def _fresh(self, position: Position) -> Array:
         """What the kernel enters of the chains at their start: positions, or states."""
         x, names = position.x, self.sampler.state_class.carried
@@ -249,11 +263,12 @@ class FusedChains(Chains):
     def _advance(self, series: "_Series", thin: int, **more: Any) -> Run:
         """Make transitions, unless they have been made ahead; the chains then stand after them."""
         if self._ahead is not None:
-            _, run = self._ahead
+            _, launch = self._ahead
             self._ahead = None
-            resolved = self._start_resolved
+            run, resolved = launch.run, self._start_resolved
         else:
-            run = self._launched(series, thin, state=self.packed, **more)
+            launch = self._launched(series, thin, state=self.packed, **more)
+            self._only, run = None, launch.run
             resolved = not self.sampler.adjusted or self._is_resolved(run.largest)
         if not resolved:
             check_resolution(self.fused.tensor(run.largest))
@@ -263,9 +278,11 @@ class FusedChains(Chains):
         self.step_size = series.last_step_size
         return run
 
-    def _launched(self, series: "_Series", thin: int, x: Array | None = None, **more: Any) -> Run:
+    def _launched(
+        self, series: "_Series", thin: int, x: Array | None = None, **more: Any
+    ) -> Launch:
         started = time.perf_counter()
-        run = self.fused.run(
+        launch = self.fused.launch(
             self.kernel,
             x,
             n_steps=series.n,
@@ -280,10 +297,11 @@ class FusedChains(Chains):
             **series.values,
             **more,
         )
+        launch()
         self.fused.wait()
         seconds = max(time.perf_counter() - started, 1e-6)
         self._pace = series.n * min(4.0, SECONDS / seconds)
-        return run
+        return launch
 
     def _is_resolved(self, potential: Array) -> bool:
         return bool(self.fused.eps * potential.max() <= RESOLUTION)
@@ -349,10 +367,7 @@ class FusedChains(Chains):
 
     def _shared_uniforms(self, stream: int, n: int) -> Array:
         """Uniforms of the next ``n`` transitions that all chains share."""
-        block, first = divmod(self.counter, UNIFORMS)
-        if first + n <= UNIFORMS:
-            return _uniforms(self.key, stream, block * UNIFORMS, UNIFORMS)[first : first + n]
-        return _uniforms.__wrapped__(self.key, stream, self.counter, n)
+        return shared_uniforms(self.key, self.counter, stream, n)
 
     @property
     def _scratch(self) -> int:
@@ -404,15 +419,6 @@ class _Series:
             return np.full(self.n // thin, thin * lengths)
         sums: Array = lengths.reshape(-1, thin).sum(1)
         return sums
-
-
-@functools.lru_cache(maxsize=8)
-def _uniforms(key: int, stream: int, first: int, n: int) -> Array:
-    """Uniforms of steps ``first`` to ``first + n - 1`` of chain 0."""
-    out = np.empty((1, n), np.float32)
-    fill_rows(out, True, key, stream, 0, first)
-    uniforms: Array = out[0].astype(np.float64)
-    return uniforms
 
 
 def _of_trees(statistics: Tensor) -> tuple[Tensor, Tensor]:

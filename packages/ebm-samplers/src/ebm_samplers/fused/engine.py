@@ -8,6 +8,7 @@ still agrees with its energy is the business of `ebm_samplers.fused.lookup`.
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,30 @@ class Run:
         """H of the slot's last transition, ``(chain, slot)``."""
         hamiltonian: Array = self.statistics[3]
         return hamiltonian
+
+
+@dataclass
+class Launch:
+    """A kernel with its arguments: ready to run, and to run again in the same memory.
+
+    Attributes:
+        kernel: Runs, given the work and the arguments.
+        work: Roughly the scalar operations of it all.
+        given: The arguments, see `Kernel`.
+        run: What it gives.
+        held: The memory whose addresses are among the arguments.
+    """
+
+    kernel: Callable[[float, dict[str, Any]], None]
+    work: float
+    given: dict[str, Any]
+    run: Run
+    held: tuple[Any, ...] = ()
+
+    def __call__(self) -> Run:
+        """Run it."""
+        self.kernel(self.work, self.given)
+        return self.run
 
 
 @dataclass(frozen=True)
@@ -220,7 +245,7 @@ class FusedEnergy:
             )
         slots, notes = self.slots(sampler, len(x), 0), np.empty((3, len(x)), self.real)
         state = np.empty((len(x), 2 * self.size + 1), self.real)
-        source = _plain(x, self.real)
+        source = plain(x, self.real)
         given = {"p": p, "source": address(source), "state": address(state), "n_chains": len(x)}
         self.kernel(sampler, lanes)(len(x) * self.n_operations, given)
         notes[1] = state[:, -1]  # nobody asks for more
@@ -257,7 +282,11 @@ class FusedEnergy:
         """∇E, ``(chain, d)``, in a state of the chains."""
         return state[:, self.size : 2 * self.size]
 
-    def run(
+    def run(self, sampler: str, x: Array | None, **settings: Any) -> Run:
+        """Advance chains; takes what `launch` takes."""
+        return self.launch(sampler, x, **settings)()
+
+    def launch(
         self,
         sampler: str,
         x: Array | None,
@@ -280,8 +309,8 @@ class FusedEnergy:
         parameters: Array | None = None,
         offset: float | None = None,
         lanes: int | None = None,
-    ) -> Run:
-        """Advance chains by ``n_steps`` transitions.
+    ) -> Launch:
+        """Make ready to advance chains by ``n_steps`` transitions.
 
         Args:
             sampler: The name of a module of `kernels`.
@@ -307,7 +336,7 @@ class FusedEnergy:
             offset: Likewise.
             lanes: Chains of a tile; None for what suits their number.
         """
-        source = state if x is None else _plain(self.fresh(sampler, x), self.real)
+        source = state if x is None else plain(self.fresh(sampler, x), self.real)
         assert source is not None
         n_chains, real = len(source), self.real
         lanes = lanes or self.lanes_for(sampler, n_chains)
@@ -337,7 +366,7 @@ class FusedEnergy:
         sizes, sizes_at = _column(step_size, real)
         spreads, spreads_at = _column(spread(step_size, noise_scale, friction), real)
         leaps, leaps_at = _column(lengths, np.int64)
-        mass = self._ones if inverse_mass is None else _plain(inverse_mass, real)
+        mass = self._ones if inverse_mass is None else plain(inverse_mass, real)
         operations = (int(leaps[0]) if len(leaps) else 1) * self.n_operations  # about
         given = {
             "n_chains": n_chains,
@@ -346,7 +375,7 @@ class FusedEnergy:
             "source": address(source),
             "fresh": x is not None,
             "state": state_at,
-            "beta": self._one_each(n_chains) if beta is None else _plain(beta, real),
+            "beta": self._one_each(n_chains) if beta is None else plain(beta, real),
             "step_size": sizes_at,
             "spread": spreads_at,
             "lengths": leaps_at,
@@ -354,7 +383,7 @@ class FusedEnergy:
             "spread_stride": len(spreads) > 1,
             "length_stride": len(leaps) > 1,
             "mass": mass,
-            "root": self._ones if mass_root is None else _plain(mass_root, real),
+            "root": self._ones if mass_root is None else plain(mass_root, real),
             "key": key,
             "first_chain": first_chain,
             "first_step": first_step,
@@ -368,8 +397,8 @@ class FusedEnergy:
             "notes": notes_at,
         }
         work = n_chains * n_steps * (operations + 40 * self.size)
-        self.kernel(sampler, lanes, len(mass) > 1)(work, given)
-        return result
+        held = memory, source, sizes, spreads, leaps
+        return Launch(self.kernel(sampler, lanes, len(mass) > 1), work, given, result, held)
 
     def flat(self, x: Tensor) -> Any:
         """States ``(chain, *event)`` as ``(chain, d)``, of the same memory if that can be."""
@@ -442,11 +471,11 @@ def _column(values: float | Array, dtype: Any) -> tuple[Array, int]:
     """A value for each transition, or one for all, and where they are."""
     if not isinstance(values, np.ndarray):
         return _same(values, dtype)
-    array = _plain(values, dtype)
+    array = plain(values, dtype)
     return array, address(array)
 
 
-def _plain(values: Array, dtype: Any) -> Array:
+def plain(values: Array, dtype: Any) -> Array:
     """In C order and of this dtype."""
     if values.dtype == dtype and values.flags.c_contiguous:
         return values

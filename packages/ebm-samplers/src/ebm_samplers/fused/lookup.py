@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mode
-from ebm_core.errors import ConfigurationError
+from ebm_core.energy import EnergyFunction, evaluation_mode
 from ebm_samplers.fused.engine import Array, FusedEnergy, Run
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.trace import CannotFuse
@@ -203,7 +202,7 @@ def compared(
     p, offset = fused.parameters(sampler, lanes)
     if (sampler, lanes) not in fused.checked:
         _compare_thoroughly(fused, energy, x, sampler, lanes)
-    want = _exactly(energy, x if len(x) <= STATES else x[:STATES])
+    want = exactly(energy, x if len(x) <= STATES else x[:STATES])
     if begin is None:
         run = fused.start(fused.flat(x), sampler, lanes, p, offset)
     else:
@@ -223,7 +222,7 @@ def _compare_thoroughly(
     states = torch.cat([x, _neighbours(x)])
     p, offset = fused.parameters(sampler, lanes)
     run = fused.start(fused.flat(states), sampler, lanes, p, offset)
-    want, slope = _exactly(energy.energy_and_gradient, states)
+    want, slope = exactly(energy.energy_and_gradient, states)
     _require_close(fused, run, offset, want, len(states))
     tolerance = 10 * TOLERANCE[fused.dtype]
     slopes = fused.gradients(run.state).tolist()
@@ -235,7 +234,7 @@ def _compare_thoroughly(
         fused.checked.add((sampler, lanes))
 
 
-def _exactly(function: Callable[[Tensor], T], x: Tensor) -> T:
+def exactly(function: Callable[[Tensor], T], x: Tensor) -> T:
     """Call it with float32 products in float32, as in kernels, whatever the user prefers."""
     preferred = torch.get_float32_matmul_precision()
     if preferred == "highest":
@@ -249,56 +248,25 @@ def _exactly(function: Callable[[Tensor], T], x: Tensor) -> T:
 
 def _require_close(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int) -> None:
     """Compare the first ``n`` energies at the start of a run with what they should be."""
-    want, start = expected.tolist(), run.notes[1, :n].tolist()
-    tolerance, rounding = TOLERANCE[fused.dtype], 16 * fused.eps
-    agree = expected.shape == (n,)
-    for a, b in zip(start, want, strict=False) if agree else ():
-        allowed = tolerance * (1 + abs(b - offset)) + rounding * abs(b)
-        agree = agree and _close(a + offset, b, allowed)
-    if not agree:
-        have = [energy + offset for energy in start]
+    if not agree(fused, run, offset, expected, n):
+        have = [energy + offset for energy in run.notes[1, :n].tolist()]
         raise CannotFuse(
-            f"the kernel gives energies {_few(have)} where forward gives {_few(want)}: forward "
-            "mixes the states of a batch, or uses numbers that have changed since it was traced"
+            f"the kernel gives energies {_few(have)} where forward gives "
+            f"{_few(expected.tolist())}: forward mixes the states of a batch, or uses numbers that "
+            "have changed since it was traced"
         )
 
 
-def fuse(energy: EnergyLike) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Compile an energy: a function that gives energies and gradients of batches from one kernel.
-
-    Each call compares energies with ``forward`` on up to four states, so that changed parameters,
-    closures and attributes are followed or noticed.
-
-    Args:
-        energy: An `EnergyFunction` or any callable ``(batch, *event) -> (batch,)``.
-
-    Returns:
-        A callable ``x -> (energies (batch,), gradients of the shape of x)``, both without autograd
-        history. It raises `ConfigurationError` where the energy cannot be compiled.
-
-    Example:
-        >>> energies, gradients = fuse(lambda x: x.square().sum(1))(torch.ones(3, 2))
-        >>> energies
-        tensor([2., 2., 2.])
-    """
-    wrapped = as_energy(energy)
-
-    def energy_and_gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-        wrapped.batch_size(x)
-        try:
-            with evaluation_mode(wrapped), torch.inference_mode(False), torch.no_grad():
-                start = fused_start(wrapped, x.detach(), "energy")
-        except CannotFuse as reason:
-            raise ConfigurationError(
-                f"the energy has no fused kernel: {reason}",
-                "an energy that can be traced and compiled",
-                "use energy.energy_and_gradient(x), or change what the message names",
-            ) from reason
-        fused, state = start.fused, start.run.state
-        energies = fused.tensor(fused.energies(state, start.offset))
-        return energies, fused.copied(fused.gradients(state), tuple(x.shape))
-
-    return energy_and_gradient
+def agree(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int) -> bool:
+    """Whether the first ``n`` energies at the start of a run are what they should be."""
+    if expected.shape != (n,):
+        return False
+    tolerance, rounding = TOLERANCE[fused.dtype], 16 * fused.eps
+    for a, b in zip(run.notes[1, :n].tolist(), expected.tolist(), strict=True):
+        allowed = tolerance * (1 + abs(b - offset)) + rounding * abs(b)
+        if not abs(a + offset - b) <= allowed < math.inf and not _close(a + offset, b, allowed):
+            return False
+    return True
 
 
 def _neighbours(x: Tensor) -> Tensor:

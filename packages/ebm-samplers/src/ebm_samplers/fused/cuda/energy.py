@@ -12,7 +12,7 @@ from ebm_samplers.fused.cuda._backend import numba_cuda, simulated
 from ebm_samplers.fused.cuda.kernel import CudaKernel
 from ebm_samplers.fused.cuda.parameters import CudaParameters
 from ebm_samplers.fused.cuda.source import device_source
-from ebm_samplers.fused.engine import FusedEnergy, Run, Slots, spread
+from ebm_samplers.fused.engine import FusedEnergy, Launch, Run, Slots, spread
 from ebm_samplers.fused.kernels import CARRIED, STATISTICS, USUAL
 from ebm_samplers.fused.trace import CannotFuse
 
@@ -89,7 +89,7 @@ class CudaEnergy(FusedEnergy):
         slots = self.slots(sampler, n_chains, 0)
         return Run(state.t(), slots.draws, slots.statistics, notes)  # type: ignore[arg-type]
 
-    def run(  # type: ignore[override]
+    def launch(  # type: ignore[override]
         self,
         sampler: str,
         x: Tensor | None,
@@ -112,8 +112,8 @@ class CudaEnergy(FusedEnergy):
         parameters: Tensor | None = None,
         offset: float | None = None,
         lanes: int | None = None,
-    ) -> Run:
-        """Advance chains by ``n_steps`` transitions; see `FusedEnergy.run`."""
+    ) -> Launch:
+        """Make ready to advance chains by ``n_steps`` transitions; see `FusedEnergy.launch`."""
         rows = state if x is None else self.fresh(sampler, x)
         assert rows is not None
         n_chains = len(rows)
@@ -155,8 +155,9 @@ class CudaEnergy(FusedEnergy):
             "statistics": _memory(slots.statistics),
             "notes": notes,
         }
-        self.kernel(sampler, 1, len(mass) > 1)(given, n_chains, self.device)
-        return Run(after.t(), slots.draws, slots.statistics, notes)  # type: ignore[arg-type]
+        kernel = self.kernel(sampler, 1, len(mass) > 1)
+        result = Run(after.t(), slots.draws, slots.statistics, notes)  # type: ignore[arg-type]
+        return Launch(lambda _, given: kernel(given, n_chains, self.device), 0.0, given, result)
 
     def fresh(self, sampler: str, x: Any) -> Any:
         """What a kernel enters of fresh chains at positions ``(chain, d)``."""
