@@ -16,6 +16,7 @@ from ebm_samplers.schedules import Schedule, Staircase
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream
 from ebm_samplers.underdamped import UnderdampedLangevin
+from ebm_samplers.warmup import WarmUp, warm_up
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "Stream",
     "UnderdampedLangevin",
     "Verdict",
+    "WarmUp",
     "clear_cache",
     "fill_normals",
     "fill_uniforms",
@@ -43,5 +45,6 @@ __all__ = [
     "metropolis",
     "per_chain",
     "philox4x32",
+    "warm_up",
     "without_graphs",
 ]

@@ -59,6 +59,7 @@ class HamiltonianMonteCarlo(MarkovSampler):
     """
 
     statistics: ClassVar[tuple[str, ...]] = (*MarkovSampler.statistics, "energy")
+    usual_acceptance: ClassVar[float] = 0.8
     kernel: ClassVar[str | None] = "hmc"
 
     def __init__(

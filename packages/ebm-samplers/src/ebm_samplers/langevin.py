@@ -89,6 +89,7 @@ class MALA(MarkovSampler):
         0.87...
     """
 
+    usual_acceptance: ClassVar[float] = 0.574
     kernel: ClassVar[str | None] = "mala"
 
     def __init__(

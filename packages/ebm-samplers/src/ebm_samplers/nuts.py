@@ -54,6 +54,7 @@ class NUTS(MarkovSampler):
     """
 
     statistics: ClassVar[tuple[str, ...]] = (*MarkovSampler.statistics, "energy", "tree_depth")
+    usual_acceptance: ClassVar[float] = 0.8
     kernel: ClassVar[str | None] = "nuts"
 
     def __init__(

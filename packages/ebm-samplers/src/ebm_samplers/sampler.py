@@ -100,6 +100,7 @@ class MarkovSampler(BaseSampler):
     Attributes:
         adjusted: Whether transitions end in an accept test (class attribute).
         statistics: Names of what transitions report (class attribute).
+        usual_acceptance: The acceptance rate that `warm_up` aims at (class attribute).
         kernel: The step as a kernel (class attribute): the name of a module of
             `ebm_samplers.fused.kernels`, or the path of such a file; None if there is none.
         state_class: What the chains' states are; of those of a kernel, the fields after
@@ -109,6 +110,7 @@ class MarkovSampler(BaseSampler):
 
     adjusted: ClassVar[bool] = True
     statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "diverging", "n_steps")
+    usual_acceptance: ClassVar[float] = 0.6
     kernel: ClassVar[str | None] = None
     state_class: ClassVar[type[State]] = State
 
