@@ -39,7 +39,7 @@ from targets import CENTRES, EFFECTS, ERRORS, LAYERS, SIGNED, TARGETS, WHITENING
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 CHAINS = tuple(DRAWS)
-ELEMENTS = 20
+ELEMENTS = 10
 """So many elements of a state are looked at, evenly spread, since 1024 chains take a while."""
 SUSPICIOUS = 5.0
 """Standard errors between a moment and its exact value that make draws wrong."""
@@ -70,6 +70,7 @@ class Benchmark:
         )
         cores = sorted(os.sched_getaffinity(0))
         self.settings = {"one core": {cores[-1]}, "all cores": set(cores)}
+        self.compared: list[str] = []
         self.began = time.monotonic()
 
     def run(self) -> None:
@@ -106,9 +107,10 @@ class Benchmark:
         for side, worker in list(workers.items()):
             try:
                 self.found.setdefault("versions", {})[side] = worker.ask("info")["versions"]
-                if side != "ours":
+                if side not in ("ours", *self.compared):
                     for target in self.options.targets:
                         compare(target, worker)
+                    self.compared.append(side)
             except RivalError as error:
                 self.say(f"{side} is left out: {error}")
                 del workers[side]
@@ -263,7 +265,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=tuple(TARGETS))
     parser.add_argument("--chains", nargs="+", type=int, choices=CHAINS, default=CHAINS)
     parser.add_argument("--settings", nargs="+", default=("one core", "all cores"))
-    parser.add_argument("--patience", type=float, default=3, help="seconds of a part of a job")
+    parser.add_argument("--patience", type=float, default=2, help="seconds of a part of a job")
     parser.add_argument("--timeout", type=float, default=120, help="seconds of a whole job")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(

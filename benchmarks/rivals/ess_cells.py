@@ -16,7 +16,7 @@ BURN_IN = 100
 """Transitions, in whole blocks, that a rival's other chains make from their starts, with the
 settings that one chain has adapted to: as many adapting chains would only take longer."""
 
-BLOCK = {1: 200, 16: 100, 1024: 10}
+BLOCK = {1: 200, 16: 100, 1024: 5}
 """Draws between two looks at the clock."""
 
 METHODS = {

@@ -126,7 +126,7 @@ def run(make: Callable[[Job], Method], job: Job, seed: int, patience: float, out
             if warming < patience:
                 warming += block(burn_key, i)[1]
         for i in range(job.draws // job.block):
-            if drawing < patience:
+            if drawing < patience or len(drawn) < 2:
                 x_new, seconds = block(draw_key, i)
                 drawn.append(np.asarray(x_new))  # (device, draw, chain, dim)
                 drawing += seconds

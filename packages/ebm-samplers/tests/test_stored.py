@@ -241,6 +241,22 @@ def test_a_run_that_is_killed_while_it_writes(tmp_path, engine):
     assert np.array_equal(np.load(path)[:90].swapaxes(0, 1), want.trajectory.numpy())
 
 
+def test_an_interrupt_between_legs(engine, tmp_path):
+    """On both engines; here it comes from a callback."""
+    path, sampler = tmp_path / "x.npy", MALA(wells, 0.2, engine=engine)
+    options = {"thin": 2, "keep": "trajectory"}
+    want = sampler.sample(start(), n_steps=600, seed=1, **options)
+
+    def callback(result):
+        if result.n_draws == 120:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        sampler.sample(start(), n_steps=600, seed=1, out=path, callback=callback, **options)
+    assert len(np.load(path)) == caught.value.result.n_draws == 120
+    assert_equal(sampler.sample(resume=path, n_steps=360, **options), want)
+
+
 def test_a_callback_stops_and_another_call_goes_on(engine, tmp_path):
     path, seen = tmp_path / "x.npy", []
     sampler = MALA(wells, 0.2, engine=engine)

@@ -175,7 +175,7 @@ def _kernel_of(kind: "type[MarkovSampler]") -> tuple[str, set[str], set[str]]:
         kernel = vars(base).get("kernel")
         if kernel is not None:
             step = {name for name, value in vars(base).items() if isfunction(value)}
-            step |= {"start", "evaluate"}
+            step |= {"start", "evaluate", "transition"}
             return str(kernel), own & step, step
         own |= {name for name in vars(base) if not name.startswith("__")}
     raise CannotFuse(f"{kind.__name__} has no kernel")

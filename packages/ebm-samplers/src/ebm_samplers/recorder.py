@@ -81,7 +81,6 @@ class Recorder:
         if leg.columns is not None and self.store is None:
             self._buffers = leg.columns
         elif leg.columns is not None:
-            self._flush()
             self._write(index, {name: c[:, :n_draws] for name, c in leg.columns.items()})
         if leg.statistics or leg.columns is None:
             self._sum(leg)

@@ -101,8 +101,8 @@ class MarkovSampler(BaseSampler):
         adjusted: Whether transitions end in an accept test (class attribute).
         statistics: Names of what transitions report (class attribute).
         usual_acceptance: The acceptance rate that `warm_up` aims at (class attribute).
-        kernel: Name of the module of `ebm_samplers.fused.kernels` that has the step as a kernel
-            (class attribute); None if there is none.
+        kernel: The step as a kernel (class attribute): the name of a module of
+            `ebm_samplers.fused.kernels`, or the path of such a file; None if there is none.
         state_class: What the chains' states are; of those of a kernel, the fields after
             ``gradient`` are of the shape of ``x`` (class attribute).
         settings: What may be a schedule, by name.

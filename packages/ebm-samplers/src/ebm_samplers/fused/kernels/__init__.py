@@ -20,6 +20,7 @@ _MARK = "# compiled -"
 
 
 def compiled_text(kernel: str) -> str:
-    """The part of a kernel's source that is compiled."""
-    text = (Path(__file__).parent / f"{kernel}.py").read_text()
+    """The part of a kernel's source that is compiled: of one of this package, or in a file."""
+    path = Path(kernel)
+    text = (path if path.suffix == ".py" else Path(__file__).parent / f"{kernel}.py").read_text()
     return text[text.index("\n", text.index(_MARK)) + 1 :].strip("\n") + "\n"
