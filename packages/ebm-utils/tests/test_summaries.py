@@ -235,6 +235,17 @@ def test_final_states():
     assert barely.warnings[0].startswith("4 of 400 chains accepted less than 1% of their")
 
 
+def test_superchains_of_a_trajectory():
+    draws = noise(64, 20, 2) + noise(16, 1, 2, seed=1).repeat_interleave(4, dim=0)
+    found = summary(draws, superchains=16)
+    torch.testing.assert_close(found.table["nested_rhat"], nested_rhat(draws, 16))
+    assert any(w.startswith("nested R-hat is ") for w in found.warnings)
+    draws[5, 3] = torch.inf
+    found = summary(draws, superchains=16)
+    assert found.warnings[0].startswith("1 of 64 chains are NaN or infinite")
+    assert "nested_rhat" not in found.table.columns
+
+
 def test_moments():
     draws = noise(64, 100, 2).double()
     found = summary(moments_of(draws))
