@@ -79,12 +79,12 @@ def test_one_target_is_enough_and_serves_several_runs():
     stop = StopWhen(ess=600)
     first = run(stop, noise(4, 1000, 1))
     assert run(stop, noise(4, 1000, 1)) == first
-    assert run(stop, noise(4, 100, 1)) is None
+    assert run(stop, noise(4, 100, 1) + torch.arange(4)[:, None, None]) is None
     assert not stop.stopped
     assert run(stop, noise(4, 1000, 1)) == first
     fresh = StopWhen(ess=600)
     run(fresh, noise(4, 1000, 1))
-    assert [c.n_draws for c in stop.checks] == [c.n_draws for c in fresh.checks]
+    assert [(c.n_draws, c.ess) for c in stop.checks] == [(c.n_draws, c.ess) for c in fresh.checks]
     assert stop.checks[0].n_draws == 50
     assert stop.checks[0].rhat != stop.checks[0].rhat
     assert "no draws yet" in repr(StopWhen(rhat=1.01))

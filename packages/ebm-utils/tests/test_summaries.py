@@ -132,6 +132,7 @@ def test_slow_chains_that_accept_everything_may_take_larger_steps():
     assert found.warnings[0].startswith(
         "the acceptance rate is 0.999 and chains move slowly: raise"
     )
+    assert not any("acceptance" in warning for warning in summary(result_of(walk)).warnings)
 
 
 def test_rhat_and_ess():
