@@ -47,6 +47,15 @@ def test_stops_at_the_first_look_that_satisfies_it():
     assert f"stopped at draw {end}: ESS" in repr(stop)
 
 
+def test_tails_count():
+    """One visit of each chain to the lower tail: its quantile is worth few draws."""
+    draws = 100 + noise(4, 400, 1)
+    draws[:, 200:220] -= 8
+    stop = StopWhen(ess=10_000)
+    stop(cut(draws, 400))
+    assert stop.checks[0].ess == ess(draws, "tail").min() < 0.5 * ess(draws).min()
+
+
 def test_looks_are_few():
     draws = noise(4, 5000, 1)
     stop = StopWhen(ess=8000)
@@ -70,9 +79,12 @@ def test_one_target_is_enough_and_serves_several_runs():
     stop = StopWhen(ess=600)
     first = run(stop, noise(4, 1000, 1))
     assert run(stop, noise(4, 1000, 1)) == first
-    assert run(stop, noise(4, 100, 1)) is None
+    assert run(stop, noise(4, 100, 1) + torch.arange(4)[:, None, None]) is None
     assert not stop.stopped
     assert run(stop, noise(4, 1000, 1)) == first
+    fresh = StopWhen(ess=600)
+    run(fresh, noise(4, 1000, 1))
+    assert [(c.n_draws, c.ess) for c in stop.checks] == [(c.n_draws, c.ess) for c in fresh.checks]
     assert stop.checks[0].n_draws == 50
     assert stop.checks[0].rhat != stop.checks[0].rhat
     assert "no draws yet" in repr(StopWhen(rhat=1.01))

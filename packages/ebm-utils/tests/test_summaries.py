@@ -132,6 +132,7 @@ def test_slow_chains_that_accept_everything_may_take_larger_steps():
     assert found.warnings[0].startswith(
         "the acceptance rate is 0.999 and chains move slowly: raise"
     )
+    assert not any("acceptance" in warning for warning in summary(result_of(walk)).warnings)
 
 
 def test_rhat_and_ess():
@@ -233,6 +234,17 @@ def test_final_states():
     assert "raise burn_in" in only_warning(remembered)
     barely = summary(final_of(final, acceptance_rate=(torch.arange(400)[:, None] + 0.5) / 400))
     assert barely.warnings[0].startswith("4 of 400 chains accepted less than 1% of their")
+
+
+def test_superchains_of_a_trajectory():
+    draws = noise(64, 20, 2) + noise(16, 1, 2, seed=1).repeat_interleave(4, dim=0)
+    found = summary(draws, superchains=16)
+    torch.testing.assert_close(found.table["nested_rhat"], nested_rhat(draws, 16))
+    assert any(w.startswith("nested R-hat is ") for w in found.warnings)
+    draws[5, 3] = torch.inf
+    found = summary(draws, superchains=16)
+    assert found.warnings[0].startswith("1 of 64 chains are NaN or infinite")
+    assert "nested_rhat" not in found.table.columns
 
 
 def test_moments():

@@ -144,8 +144,8 @@ def _constant(run: Findings) -> Iterator[str]:
     constant = run.columns["sd"] == 0
     if constant.any() and run.n_chains > run.left_out:
         yield (
-            f"{_of_elements(run, constant)} never changed, and has no diagnostics: see that the "
-            "energy depends on it, and lower step_size if nothing else changed either"
+            f"{_of_elements(run, constant)} never changed: see that the energy depends on what is "
+            "constant, and lower step_size if nothing else changed either"
         )
 
 

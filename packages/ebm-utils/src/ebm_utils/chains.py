@@ -110,7 +110,8 @@ def stuck_chains(draws: SampleResult | TensorLike, fraction: float = 1.0) -> Ten
             )
         moments = draws.moments
         _check_two(moments.count)
-        rounding = 4 * torch.finfo(moments.mean.dtype).eps * moments.mean.abs()
+        mean = moments.mean if moments.mean.is_floating_point() else moments.mean.double()
+        rounding = 4 * torch.finfo(mean.dtype).eps * mean.abs()
         return (moments.sum_of_squares <= moments.count * rounding.square()).flatten(1).all(1)
     return longest_stays(draws) >= fraction
 
