@@ -36,6 +36,20 @@ def checked_states(energy: EnergyFunction, x: Tensor, name: str = "x_init") -> T
     return x.detach() if x.requires_grad else x
 
 
+def checked_numbers(n_steps: int, thin: int, burn_in: int) -> tuple[int, int, int]:
+    """Numbers of transitions."""
+    n_steps = check_integer("n_steps", n_steps, at_least=1)
+    thin = check_integer("thin", thin, at_least=1)
+    burn_in = check_integer("burn_in", burn_in)
+    if thin > n_steps:
+        raise ConfigurationError(
+            f"thin is {thin} and n_steps {n_steps}",
+            "thin of at most n_steps",
+            "make more steps or thin less",
+        )
+    return n_steps, thin, burn_in
+
+
 def empty_states(
     energy: EnergyFunction, n_samples: int | None, dim: int | tuple[int, ...] | None
 ) -> Tensor:

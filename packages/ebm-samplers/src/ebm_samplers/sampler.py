@@ -26,7 +26,7 @@ schedules go into ``self.settings``.
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +48,7 @@ from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.arguments import (
     Beta,
     checked_beta,
+    checked_numbers,
     checked_states,
     empty_states,
     fill_start,
@@ -56,7 +57,7 @@ from ebm_samplers.arguments import (
 )
 from ebm_samplers.chains import Chains, Plan, Position
 from ebm_samplers.engines import Explanation, explained, open_chains
-from ebm_samplers.fused.repeat import Repeat
+from ebm_samplers.fused.repeat import LastCall
 from ebm_samplers.progress import draws_between_calls, progress_bar
 from ebm_samplers.recorder import Recorder
 from ebm_samplers.schedules import Schedule, Setting
@@ -64,19 +65,6 @@ from ebm_samplers.states import Context, State, Statistics
 from ebm_samplers.stored import PathLike, opened
 
 Array = NDArray[Any]
-
-
-@dataclass
-class _LastCall:
-    """What the last ``sample_chain`` was about; to set it on a module itself takes long."""
-
-    rate: Tensor | float | None = None
-    dtype: torch.dtype = torch.float32
-    repeat: Repeat | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy of a sampler has no use for another's memory."""
-        return {**vars(self), "repeat": None}
 
 
 class MarkovSampler(BaseSampler):
@@ -130,7 +118,7 @@ class MarkovSampler(BaseSampler):
         )
         self.settings: dict[str, Setting] = {}
         self._adapted_step_size: float | None = None
-        self._last = _LastCall()
+        self._last = LastCall()
         self._key: int | None = None
         self._counter = 0
         self.step_size = step_size
@@ -369,16 +357,8 @@ class MarkovSampler(BaseSampler):
                 Any exception in the middle of a run (Ctrl-C, one of the energy's, a schedule's or
                 the callback's own) carries the draws before it as its attribute ``result``.
         """
-        n_steps = check_integer("n_steps", n_steps, at_least=1)
-        thin = check_integer("thin", thin, at_least=1)
-        burn_in = check_integer("burn_in", burn_in)
+        n_steps, thin, burn_in = checked_numbers(n_steps, thin, burn_in)
         check_choice("keep", keep, ("final", "trajectory", "moments"))
-        if thin > n_steps:
-            raise ConfigurationError(
-                f"thin is {thin} and n_steps {n_steps}",
-                "thin of at most n_steps",
-                "make more steps or thin less",
-            )
         start = {"x_init": x_init, "n_samples": n_samples, "dim": dim}
         store, resume = opened(keep, out, resume)
         if resume is not None:

@@ -8,6 +8,7 @@ is made the general way, which finds out what to say of it.
 
 import functools
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,19 @@ Array = NDArray[Any]
 UNIFORMS = 256
 """How many uniforms that all chains share are made at once for short runs, which often follow each
 other."""
+
+
+@dataclass
+class LastCall:
+    """What the last ``sample_chain`` was about; to set it on a module itself takes long."""
+
+    rate: Tensor | float | None = None
+    dtype: torch.dtype = torch.float32
+    repeat: "Repeat | None" = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of a sampler has no use for another's memory."""
+        return {**vars(self), "repeat": None}
 
 
 class Repeat:
