@@ -103,7 +103,8 @@ def plot_landscape(
         _scatter(canvas, dots, color=OVERLAY, zorder=2)
     if colorbar if colorbar is not None else ax is None:
         bar = canvas.figure.colorbar(filled, ax=canvas, pad=0.03, label=label, ticks=_round_ticks())
-        bar.outline.set_visible(False)
+        outline: Any = bar.outline  # of another type in some versions
+        outline.set_visible(False)
     if title is None:
         title = "Density" if density else "Energy"
     return _plane(canvas, grid.box, title)
