@@ -124,6 +124,7 @@ def sample(
             no step size fits (as where exp(-E) cannot be normalised).
 
     Example:
+        >>> import torch
         >>> from ebm_samplers import sample
         >>> scales = torch.tensor([0.1, 1.0, 10.0])
         >>> result = sample(lambda x: (x / scales).square().sum(1) / 2, dim=3, n_samples=400)

