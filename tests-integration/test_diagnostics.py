@@ -10,6 +10,7 @@ from ebm_energies import Gaussian
 from ebm_samplers import (
     MALA,
     NUTS,
+    AnnealedLangevin,
     HamiltonianMonteCarlo,
     LangevinDynamics,
     MarkovSampler,
@@ -26,6 +27,7 @@ SAMPLERS = {
         ENERGY, step_size=0.5, n_leapfrog_steps=4, **o
     ),
     NUTS: lambda **o: NUTS(ENERGY, step_size=0.5, **o),
+    AnnealedLangevin: lambda **o: AnnealedLangevin(ENERGY, [1.0], step_size=0.1, **o),
 }
 
 

@@ -148,7 +148,7 @@ def sample(
     sampler: MarkovSampler = HamiltonianMonteCarlo(energy) if method == "hmc" else NUTS(energy)
     effort = _Effort()
     rounds: list[dict[str, Any]] = []
-    diverging: list[float] = []
+    diverging: dict[int, float] = {}  # draws that ended in a divergence, by index into TARGETS
     for i in range(ROUNDS):
         target = TARGETS[effort.target]
         if not rounds or rounds[-1]["target_acceptance"] != target:
@@ -168,8 +168,8 @@ def sample(
         x = result.final
         if not checks.warnings or n_samples < 4:
             break
-        diverging.append(checks.figures["n_diverging"] / effort.thin)
-        harder = effort.more(checks, len(diverging) < 2 or diverging[-1] < diverging[-2] / 2)
+        diverging[effort.target] = n = checks.figures["n_diverging"] / effort.thin
+        harder = effort.more(checks, n < diverging.get(effort.target - 1, math.inf) / 2)
         if harder == effort:
             break
         effort = harder
