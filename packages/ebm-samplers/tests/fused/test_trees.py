@@ -45,7 +45,7 @@ def assert_same(want, have, tolerance=1e-10):
 
 def test_deep_trees():
     """Deeper than the uniforms that are made ahead, to the third block of each kind."""
-    want, have = both(wide(), 0.008, 9, n_steps=1)
+    want, have = both(wide(), 0.007, 9, n_steps=1)
     assert_same(want, have)
     assert want.stats["n_steps"].max() > 2**8
     assert len(want.stats["n_steps"].unique()) > 2
