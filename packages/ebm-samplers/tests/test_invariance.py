@@ -71,7 +71,7 @@ BROKEN = {
         hmc,
         OLD_UNIFORMS,
         (
-            (r"\baccept_block, count,", "0, count,"),
+            (r"\baccept_block, 0, count,", "0, 0, count,"),
             (r"\(step & 3\) \* UNIFORM_PLANE \+ \(\(step >> 2\) - accept_block\) \* L", "0"),
         ),
     ),
@@ -79,7 +79,7 @@ BROKEN = {
         mala,
         OLD_NORMALS,
         (
-            (r"\bblock, count,", "0, count,"),
+            (r"\bblock, 0, count,", "0, 0, count,"),
             (r"step \* D - 4 \* block", "0"),
         ),
     ),
