@@ -163,7 +163,7 @@ def sample(
             seed=_key(key, 2 * i),
         )
         n_gradients += int(result.stats["n_steps"].sum())
-        checks = _checked(result, sampler)
+        checks = _checked(result, sampler, effort.thin)
         rounds.append(_round(target, effort.thin, checks))
         x = result.final
         if not checks.warnings or n_samples < 4:
@@ -181,11 +181,11 @@ def sample(
     )
 
 
-def _checked(result: SampleResult, sampler: MarkovSampler) -> Checks:
+def _checked(result: SampleResult, sampler: MarkovSampler, thin: int) -> Checks:
     assert result.trajectory is not None
     if result.n_draws < 4:
         return Checks(warnings=(f"{result.n_draws} draws a chain are too few for any check",))
-    return check(result, getattr(sampler, "max_tree_depth", None))
+    return check(result, getattr(sampler, "max_tree_depth", None), thin)
 
 
 def _round(target: float, thin: int, checks: Checks) -> dict[str, Any]:
