@@ -338,10 +338,11 @@ class _Run:
 
     def launch(self, phase: str, n: int) -> SampleResult:
         """Make ``n`` transitions."""
+        how: dict[str, Any] = {"n_steps": n, "keep": "trajectory", "progress": False}
         if self._resume is None:
-            result = self.sampler.sample(self.x, n_steps=n, keep="trajectory", seed=self.key)
+            result = self.sampler.sample(self.x, seed=self.key, **how)
         else:
-            result = self.sampler.sample(resume=self._resume, n_steps=n, keep="trajectory")
+            result = self.sampler.sample(resume=self._resume, **how)
         assert result.trajectory is not None
         self._resume, self.x = result.resume, result.final
         thin = math.ceil(result.trajectory.numel() / HELD)
