@@ -78,7 +78,8 @@ def test_few_chains_take_nuts_and_one_is_enough():
     result = sample(quadratic, n_chains=1, n_samples=1500, dim=2)
     assert result.report["method"] == "NUTS"
     assert result.trajectory.shape == (1, 1500, 2)
-    assert result.warnings == ()
+    (warning,) = result.warnings
+    assert "cannot tell that there are modes elsewhere" in warning
     assert sample(quadratic, 2, 4, 2, method="hmc").report["method"] == "HamiltonianMonteCarlo"
 
 
@@ -177,7 +178,7 @@ def broken(how):
             stats["diverging"][0, :9] = True
         case "were accepted":
             stats["acceptance_rate"] *= 0.1
-        case "separate modes":
+        case "far apart":
             x[::4, :, 1] += 10
         case "R-hat":
             x[:, : n_draws // 2] += 0.5
@@ -186,7 +187,7 @@ def broken(how):
         case "E-BFMI":
             walk = torch.randn(n_chains, n_draws, generator=torch.Generator().manual_seed(1))
             stats["energy"] = walk.cumsum(1)
-        case "max_tree_depth":
+        case "reached depth 10":
             stats["tree_depth"] = torch.full((n_chains, n_draws), 10)
     return SampleResult(x[:, -1], x, result.potential, stats)
 
@@ -207,11 +208,11 @@ def test_independent_draws_pass_all_checks():
         "stood still",
         "divergence",
         "were accepted",
-        "separate modes",
+        "far apart",
         "R-hat",
         "bulk ESS",
         "E-BFMI",
-        "max_tree_depth",
+        "reached depth 10",
     ),
 )
 def test_each_check_fails_where_it_should(how):
@@ -227,3 +228,35 @@ def test_of_many_elements_the_worst_is_found():
 def test_sample_is_a_function_and_sampler_a_module():
     assert callable(ebm_samplers.sample)
     assert ebm_samplers.sampler.MarkovSampler is ebm_samplers.MarkovSampler
+
+
+def test_a_box_is_no_reason_to_worry():
+    """Constant energies have no R-hat; all that is wrong is that proposals leave the box."""
+    box = as_energy(lambda x: torch.where((x.abs() < 1).all(1), 0.0 * x.sum(1), math.inf))
+    result = sample(box, n_samples=400, dim=2)
+    assert all("divergence" in warning for warning in result.warnings)
+    n = result.report["checks"]["ess_bulk"]
+    assert ((result.trajectory.double().mean((0, 1))).abs() < 4.5 * (1 / 3 / n) ** 0.5).all()
+
+
+def test_draws_outside_the_declared_support_are_told():
+    energy = as_energy(
+        lambda x: x.square().sum(1), event_shape=3, support=torch.distributions.constraints.positive
+    )
+    result = sample(energy, n_samples=50)
+    assert "outside the support" in result.warnings[0]
+    assert (find_starts(energy, torch.empty(20, 3), key=1).x > 0).all()
+
+
+def test_random_energies_are_refused():
+    dropout = torch.nn.Dropout(0.5)
+    with pytest.raises(ConfigurationError, match="two different values"):
+        sample(lambda x: dropout(x.square()).sum(1), dim=2)
+    assert sample(as_energy(lambda x: dropout(x.square()).sum(1), dropout), 16, 20, 2).final.shape
+
+
+def test_arguments_are_named_as_they_are():
+    with pytest.raises(ConfigurationError, match="n_chains"):
+        sample(quadratic, n_chains=0, dim=2)
+    with pytest.raises(ConfigurationError, match="n_chains"):
+        sample(quadratic, n_chains=7, x_init=torch.zeros(3, 2))

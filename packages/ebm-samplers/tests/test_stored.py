@@ -304,8 +304,8 @@ def test_paths_that_make_no_sense(tmp_path):
             sampler.sample(**{"n_steps": 5, "keep": "trajectory"} | options)
 
     x = {"x_init": start(), "seed": 0}
-    refused("which exists", **x, out=there)
-    refused("which exists", **x, out=folder)
+    refused("there.npy exists", **x, out=there)
+    refused("folder.npy exists", **x, out=folder)
     refused("cannot be written", **x, out=tmp_path / "no" / "x.npy")
     refused("ends in .npy", **x, out=tmp_path / "x.npz")
     refused("ends in .npy", **x, out=3)
@@ -329,3 +329,32 @@ def test_paths_that_make_no_sense(tmp_path):
     refused("shorter", resume=run)
     np.save(run, np.zeros((5, 5, 2), order="F"))
     refused("no run can go on", resume=run)
+
+
+@pytest.mark.parametrize("name", ("draws.npy", "draws.potential.npy", "draws.resume.pt"))
+def test_no_file_is_overwritten(tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    sampler = MALA(lambda x: x.square().sum(1), 0.1)
+    with pytest.raises(ConfigurationError, match=name):
+        sampler.sample(
+            torch.zeros(3, 2), n_steps=4, keep="trajectory", out=tmp_path / "draws.npy", seed=0
+        )
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
+def test_draws_of_another_dtype_are_refused(tmp_path):
+    class Quadratic(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return (self.scale * x).square().sum(1)
+
+    energy = Quadratic()
+    options = {"n_steps": 3, "keep": "trajectory"}
+    path = tmp_path / "draws.npy"
+    MALA(energy, 0.1, engine="torch").sample(torch.zeros(3, 2), out=path, seed=0, **options)
+    energy.double()
+    with pytest.raises(ConfigurationError, match="float64 of shape"):
+        MALA(energy, 0.1, engine="torch").sample(resume=path, **options)

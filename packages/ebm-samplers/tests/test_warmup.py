@@ -235,3 +235,28 @@ def test_dual_averaging_settles_from_afar(factor):
         rule.update(math.exp(-rule.step_size))
     assert abs(math.exp(-rule.step_size) - 0.8) < 0.03
     assert abs(math.exp(-rule.averaged) - 0.8) < 0.05
+
+
+@pytest.mark.parametrize("kind", ("diagonal", "dense"))
+def test_masses_of_small_scales(kind):
+    """Stan's regularisation is a length; elements much smaller than it are seen as they are."""
+    draws = 1e-6 * torch.randn(20, 50, 3, generator=torch.Generator().manual_seed(0)).double()
+    mass = learned_mass(draws, kind)
+    variance = 1 / (mass if kind == "diagonal" else mass.diagonal())
+    assert ((variance / 1e-12).log().abs() < 0.3).all()
+
+
+def test_what_is_no_sampler_is_refused():
+    with pytest.raises(ConfigurationError, match="a MarkovSampler"):
+        warm_up(MALA, torch.zeros(3, 2))
+    with pytest.raises(ConfigurationError, match="the state is that of"):
+        WarmUp.from_state_dict(None, MALA(lambda x: x.square().sum(1)))
+
+
+def test_the_original_keeps_its_step():
+    x = torch.ones(9, 2)
+    first = MALA(lambda x: x.square().sum(1), 1e-6)
+    warm = warm_up(first, x, n_steps=50, seed=0)
+    for _ in range(2):
+        assert (first.sample_chain(x, 20) - x).abs().max() < 0.1
+        assert (warm.sampler.sample_chain(x, 20) - x).abs().max() > 0.1

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from ebm_core import SampleResult, as_energy, draw_key, require_continuous
+from ebm_core import EnergyFunction, SampleResult, as_energy, draw_key, require_continuous
 from ebm_core.energy import EnergyLike
 from ebm_core.validation import check_choice, check_integer
 from ebm_samplers.arguments import checked_states, empty_states, refuse
@@ -21,7 +21,7 @@ from ebm_samplers.checks import CONFINED, ESS, RHAT, Checks, check
 from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
 from ebm_samplers.nuts import NUTS
 from ebm_samplers.sampler import MarkovSampler
-from ebm_samplers.starts import find_starts
+from ebm_samplers.starts import find_starts, inside, require_repeatable
 from ebm_samplers.warmup import WarmUp, warm_up
 
 LOCKSTEP = 16
@@ -69,7 +69,7 @@ class _Effort:
         ess = min(ess, figures["ess_tail"])
         # R-hat² - 1 and the error of an ESS fall with the number of transitions.
         wanted = max((rhat**2 - 1) / (RHAT**2 - 1), ESS / max(ess, 1.0))
-        if wanted > 1 and math.ceil(MARGIN * wanted * thin) <= LONGEST_THIN:
+        if wanted > 1 and MARGIN * wanted * thin <= LONGEST_THIN:
             thin = math.ceil(MARGIN * wanted * thin)
         return _Effort(target, thin)
 
@@ -89,7 +89,8 @@ def sample(
     From 16 chains on the method is Hamiltonian Monte Carlo, whose chains go in step and fill the
     lanes of a kernel, with lengths by the ChEES criterion; for fewer chains NUTS, where each finds
     its lengths. Either learns step size and mass in `warm_up`. Chains start from N(0, I), taken
-    downhill where that is far from the target; what is not finite is drawn again.
+    downhill where that is far from the target; what is not finite or outside the support is drawn
+    again.
 
     Nothing fails in silence: ``result.warnings`` has a sentence for each check that failed
     (divergences, chains that stood still or sit in separate modes, R-hat of 1.01 or more, effective
@@ -111,8 +112,9 @@ def sample(
 
     Returns:
         ``trajectory`` ``(n_chains, n_samples, *event)``, the sampler's statistics, ``warnings``,
-        and ``report``: ``method``; ``starts`` (how many were drawn again; gradients); ``rounds``
-        (of each: target acceptance, transitions for each draw, the checks' figures and warnings);
+        and ``report``: ``method``; ``starts`` (how many were drawn again, or moved; gradients);
+        ``rounds`` (of each: target acceptance, transitions for each draw, the checks' figures and
+        warnings);
         ``checks`` (the last figures: ``rhat``, ``ess_bulk``, …); ``warm_up``, the last one's
         state_dict, from which `WarmUp.from_state_dict` makes the sampler again; ``n_gradients`` of
         single states in all.
@@ -120,6 +122,7 @@ def sample(
     Raises:
         ConfigurationError: If the number of elements is unknown, or arguments make no sense.
         SupportError: If the energy is defined on discrete states.
+        ConfigurationError: If the energy is random: it gives other values for the same states.
         NumericalError: If no finite starts are found, energies are too large for accept tests, or
             no step size fits (as where exp(-E) cannot be normalised).
 
@@ -137,12 +140,18 @@ def sample(
     check_choice("method", method, ("auto", "hmc", "nuts"))
     key = draw_key(seed)
     if x_init is None:
+        n_chains = check_integer("n_chains", n_chains, at_least=1)
         starts = find_starts(energy, empty_states(energy, n_chains, dim), key)
         x, n_gradients = starts.x, starts.n_gradients
-        started = {"n_redrawn": starts.n_redrawn, "n_gradients": n_gradients}
+        started = {
+            "n_redrawn": starts.n_redrawn,
+            "n_moved": starts.n_moved,
+            "n_gradients": n_gradients,
+        }
     else:
-        refuse("x_init", {"dim": dim})
-        x, n_gradients, started = checked_states(energy, x_init), 0, {"n_redrawn": 0}
+        refuse("x_init", {"dim": dim, "n_chains": None if n_chains == 64 else n_chains})
+        x, n_gradients, started = checked_states(energy, x_init), 0, {}
+    require_repeatable(energy, x)
     if method == "auto":
         method = "hmc" if len(x) >= LOCKSTEP else "nuts"
     sampler: MarkovSampler = HamiltonianMonteCarlo(energy) if method == "hmc" else NUTS(energy)
@@ -176,9 +185,20 @@ def sample(
     return replace(
         result,
         seed=key,
-        warnings=checks.warnings,
+        warnings=(*outside(energy, result), *checks.warnings),
         report=_report(warm, rounds, started, n_gradients),
     )
+
+
+def outside(energy: EnergyFunction, result: SampleResult) -> tuple[str, ...]:
+    """A sentence if draws are outside the energy's support."""
+    assert result.trajectory is not None
+    n = int((~inside(energy, result.trajectory.flatten(0, 1))).sum())
+    if not n:
+        return ()
+    of = result.n_chains * result.n_draws
+    what = f"{n} of {of} draws are outside the support that the energy declares"
+    return (f"{what}: make it infinite there, or write it in unbounded coordinates",)
 
 
 def _checked(result: SampleResult, sampler: MarkovSampler, thin: int) -> Checks:

@@ -30,6 +30,8 @@ APART = 3.0
 """Distance between groups of chains, in standard deviations within chains, that tells modes."""
 CONFINED = 0.5
 """Standard deviation within a chain over that of all draws, below which chains keep apart."""
+ENOUGH_CHAINS = 4
+"""Chains from which on it is likely that modes of similar weight have chains."""
 EXAMINED = 16
 """Elements whose ranks are looked at, of states with more."""
 
@@ -67,6 +69,11 @@ def check(result: SampleResult, max_tree_depth: int | None = None, thin: int = 1
     _movement(result, flat, thin, figures, found)
     _trees(result, max_tree_depth, figures, found)
     _agreement(result, flat, figures, found)
+    if n_chains < ENOUGH_CHAINS:
+        found.append(
+            f"{n_chains} chain{'s' * (n_chains > 1)} cannot tell that there are modes elsewhere: "
+            f"take {ENOUGH_CHAINS} or more"
+        )
     return Checks(figures, tuple(found))
 
 
@@ -87,8 +94,9 @@ def _movement(
             chains = int(diverging.any(1).sum())
             found.append(
                 f"{n} of {n_chains * n_draws} draws ended in a divergence, in {chains} of "
-                f"{n_chains} chains: regions of high curvature are missed; raise "
-                "target_acceptance, or write the energy in other coordinates"
+                f"{n_chains} chains: regions of high curvature, or beyond an edge, are missed; "
+                "write the energy in other coordinates, or take smaller steps (target_acceptance "
+                "of warm_up)"
             )
     longest = _longest_stay(flat)
     stuck = longest > max(3, STOOD_STILL * n_draws)
@@ -102,7 +110,7 @@ def _movement(
                 f"{n} of {n_chains} chains stood still for more than {STOOD_STILL:.0%} of the run"
             )
         )
-        found.append(f"{what}: lower step_size, or raise target_acceptance")
+        found.append(f"{what}: steps are too large there (see target_acceptance of warm_up)")
 
 
 def _longest_stay(flat: Tensor) -> Tensor:
@@ -121,8 +129,8 @@ def _trees(
         part = (depth >= max_depth).double().mean().item()
         if part > SATURATED:
             found.append(
-                f"{part:.0%} of the trees reached max_tree_depth {max_depth}: raise it, or give "
-                "a mass"
+                f"{part:.0%} of the trees reached depth {max_depth}: scales are too far apart; "
+                "write the energy in other coordinates, or raise max_tree_depth of NUTS"
             )
     energy = result.stats.get("energy")
     if energy is not None and energy.shape[1] > 1:
@@ -154,7 +162,9 @@ def _agreement(
     else:
         worst = torch.arange(d, device=flat.device)
     columns = {f"element {i}": flat[:, :, i] for i in worst.tolist()}
-    columns["the energy"] = result.potential.double()
+    potential = result.potential.double()
+    if not bool((potential == potential[0, 0]).all()):  # as in a box, where nothing is wrong
+        columns["the energy"] = potential
     rhats: dict[str, float] = {}
     sizes: dict[str, list[float]] = {"bulk": [], "tail": []}
     statistics: Any = array_stats  # whose methods have no annotations
@@ -200,9 +210,13 @@ def _apart(flat: Tensor, figures: dict[str, float], found: list[str]) -> None:
     gaps = centres.diff(dim=0) > APART * within
     figures["n_groups"] = groups = 1 + int(gaps.sum(0).amax())
     figures["confinement"] = ratio = (within / flat.flatten(0, 1).var(0).sqrt()).min().item()
-    if groups > 1 or ratio < CONFINED:
-        what = f"are in {groups} groups far apart" if groups > 1 else "keep to regions of their own"
+    if groups > 1:
         found.append(
-            f"chains {what}: separate modes, which they seldom leave, so that the weights of modes "
-            "are those of the starts; temper the energy"
+            f"chains are in {groups} groups far apart: separate modes, which they seldom leave, so "
+            "that the weights of modes are those of the starts; temper the energy"
+        )
+    elif ratio < CONFINED:
+        found.append(
+            "chains keep to regions of their own: separate modes, heavy tails, or a funnel, in "
+            "which they hardly move; temper the energy, or write it in other coordinates"
         )

@@ -24,7 +24,8 @@ Trajectories are longer by the root of it; with ten draws an element chance make
 def pooled_covariance(draws: Tensor, *, dense: bool) -> Tensor:
     """The covariance within and between chains, regularised as in Stan.
 
-    That of n draws in all is shrunk to n/(n + 5)·Σ + 0.001·5/(n + 5)·I, as in Stan's warm-up.
+    That of n draws in all is shrunk to n/(n + 5)·Σ + 5/(n + 5)·D, with D = 0.001·I as in Stan's
+    warm-up, but for elements of a smaller variance, for which it is that.
 
     Args:
         draws: ``(chain, draw, d)``; two or more in all.
@@ -36,11 +37,12 @@ def pooled_covariance(draws: Tensor, *, dense: bool) -> Tensor:
     flat = draws.reshape(-1, draws.shape[2]).double()
     n = len(flat)
     centred = flat - flat.mean(0)
-    floor = 1e-3 * 5 / (n + 5)
+    variance = centred.square().sum(0) / (n - 1)
+    floor = torch.where(variance > 0, variance, 1.0).clamp(max=1e-3) * 5 / (n + 5)
     if not dense:
-        return centred.square().sum(0) / (n - 1) * (n / (n + 5)) + floor
+        return variance * (n / (n + 5)) + floor
     covariance = centred.mT @ centred / (n - 1) * (n / (n + 5))
-    return covariance + floor * torch.eye(flat.shape[1], dtype=flat.dtype, device=flat.device)
+    return covariance + floor.diag()
 
 
 def pays_dense(draws: Tensor) -> bool:

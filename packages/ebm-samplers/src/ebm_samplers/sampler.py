@@ -126,8 +126,12 @@ class MarkovSampler(BaseSampler):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; calls are then no longer what they were."""
         if "_last" in vars(self):
-            self._last.repeat = None
+            vars(self)["_last"] = replace(self._last, repeat=None)
         super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy begins with: no call has been made."""
+        return {**vars(self), "_last": LastCall()}
 
     @abstractmethod
     def transition(self, state: State, context: Context) -> tuple[State, Statistics]:
@@ -272,21 +276,23 @@ class MarkovSampler(BaseSampler):
             torch.Size([5, 2])
         """
         n_steps = check_integer("n_steps", n_steps, at_least=1)
-        last = self._last
-        if last.repeat is not None and beta is None and self._key is not None:
-            made = last.repeat.again(x_init, n_steps, self._key, self._counter)
+        repeat = self._last.repeat
+        if repeat is not None and beta is None and self._key is not None:
+            made = repeat.again(self, x_init, n_steps, self._key, self._counter)
             if made is not None:
                 vars(self)["_counter"] += n_steps
-                final, last.rate = made
+                final, self._last.rate = made
                 return final
         position = self._own_position(x=checked_states(self.energy, x_init), beta=beta)
+        last = self._last  # not that of a thread that sets an attribute meanwhile
         reserved = position.counter + n_steps
         with self._running(
             position, reserved, n_steps, adapts=True, check_start=True, ahead=n_steps
         ) as chains:
             last.rate = chains.advance(n_steps, self.adaptation, age=chains.counter)
             last.dtype, final = position.x.dtype, chains.x
-            last.repeat = chains.repeat()
+            if type(self).enter is MarkovSampler.enter:
+                last.repeat = chains.repeat()
             return final
 
     def sample(
@@ -360,7 +366,7 @@ class MarkovSampler(BaseSampler):
         n_steps, thin, burn_in = checked_numbers(n_steps, thin, burn_in)
         check_choice("keep", keep, ("final", "trajectory", "moments"))
         start = {"x_init": x_init, "n_samples": n_samples, "dim": dim}
-        store, resume = opened(keep, out, resume)
+        store, resume = opened(keep, out, resume, ("potential", *self.statistics))
         if resume is not None:
             others = {"seed": seed, "first_chain": first_chain or None, "beta": beta}
             refuse("resume", start | others)

@@ -1,16 +1,19 @@
 """Starts for chains of an energy of which nothing is known.
 
 Normals spread the chains; those outside the support are drawn again at other scales; and a descent
-with step control takes those whose energies are enormous to where the target's mass may be, but not
-to the mode, where all would meet.
+with step control takes them from where energies are enormous to where the target's mass may be. It
+ends long before chains meet at a mode: a chain stops when a dozen steps win less than half a nat a
+dimension, which is about what a typical draw lies above the mode. A narrow place far below the rest
+of a target still gets all chains, whatever its share of the mass.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebm_core import EnergyFunction, NumericalError, evaluation_mode
+from ebm_core import ConfigurationError, EnergyFunction, NumericalError, evaluation_mode
 from ebm_samplers.noise import fill_normals
 from ebm_samplers.states import per_chain
 from ebm_samplers.streams import Stream
@@ -31,12 +34,14 @@ class Starts:
 
     Attributes:
         x: ``(chain, *event)``, of finite energy and gradient.
-        n_redrawn: Chains whose first start was not finite.
+        n_redrawn: Chains whose first start was not finite, or outside the support.
+        n_moved: Chains that were taken downhill.
         n_gradients: Gradients of single states that it took.
     """
 
     x: Tensor
     n_redrawn: int
+    n_moved: int
     n_gradients: int
 
 
@@ -61,7 +66,7 @@ def find_starts(energy: EnergyFunction, like: Tensor, key: int) -> Starts:
             fill_normals(draw.view(len(x), -1), key, Stream.START, 0, i * d)
             draw *= SCALES[i % len(SCALES)]
             x = torch.where(_wide(missing, x), draw, x)
-            missing = ~_finite(energy, x)
+            missing = ~(_finite(energy, x) & inside(energy, x))
             if i == 0:
                 redrawn = int(missing.sum())
             n_gradients += len(x)
@@ -75,8 +80,33 @@ def find_starts(energy: EnergyFunction, like: Tensor, key: int) -> Starts:
                 "a support that such draws meet",
                 "pass x_init, states of finite energy",
             )
-        x, spent = descend(energy, x)
-    return Starts(x, redrawn, n_gradients + spent)
+        lower, spent = descend(energy, x)
+        moved = int((lower != x).reshape(len(x), -1).any(1).sum())
+    return Starts(lower, redrawn, moved, n_gradients + spent)
+
+
+def inside(energy: EnergyFunction, x: Tensor) -> Tensor:
+    """Which states are in the support that the energy declares, ``(chain,)``."""
+    support: Any = energy.support  # whose methods have no annotations
+    inside: Tensor = support.check(x).reshape(len(x), -1).all(1)
+    return inside
+
+
+def require_repeatable(energy: EnergyFunction, x: Tensor) -> None:
+    """Refuse energies that give other values for the same states.
+
+    Raises:
+        ConfigurationError: If they do.
+    """
+    with evaluation_mode(energy), torch.no_grad():
+        first, second = energy(x), energy(x)
+    if not torch.equal(first.nan_to_num(), second.nan_to_num()):
+        raise ConfigurationError(
+            "the energy gave two different values for the same state",
+            "an energy that is a function of the state",
+            "switch its randomness off: pass the module itself, or name it in as_energy(f, module),"
+            " so that dropout is off",
+        )
 
 
 def descend(energy: EnergyFunction, x: Tensor) -> tuple[Tensor, int]:
@@ -123,7 +153,7 @@ def _down(energy: EnergyFunction, x: Tensor, stop: Tensor | None) -> tuple[Tenso
         proposal = x - _wide(step * going, x) * gradient
         new, new_gradient = energy.energy_and_gradient(proposal)
         finite = (per_chain(proposal) + new + per_chain(new_gradient)).isfinite()
-        better = going & finite & (new < level)
+        better = going & finite & inside(energy, proposal) & (new < level)
         rows = _wide(better, x)
         x, gradient = torch.where(rows, proposal, x), torch.where(rows, new_gradient, gradient)
         level = torch.where(better, new, level)

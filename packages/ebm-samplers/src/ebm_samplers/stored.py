@@ -14,7 +14,7 @@ same numbers.
 import io
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,30 +44,38 @@ class Store:
 
     def __init__(self, path: Path, n_before: int = 0) -> None:
         self.path, self.n_before = path, n_before
+        self.resumed = False
         self._columns: dict[str, _Column] = {}
         self._time = time.monotonic()
 
     @classmethod
-    def new(cls, out: PathLike) -> "Store":
+    def new(cls, out: PathLike, columns: Iterable[str] = ()) -> "Store":
         """Files to be made.
 
+        Args:
+            out: Of the states.
+            columns: What else there will be.
+
         Raises:
-            ConfigurationError: If they cannot be there.
+            ConfigurationError: If they cannot be there, or are.
         """
         path = _npy_path("out", out)
-        if path.exists():
-            raise ConfigurationError(
-                f"out is {str(path)!r}, which exists",
-                "a new file",
-                f"pass resume={str(path)!r} to go on with the run that it is of, or another path",
-            )
+        store = cls(path)
+        for file in (path, *map(store._path, columns), path.with_suffix(".resume.pt")):
+            if file.exists():
+                raise ConfigurationError(
+                    f"out is {str(path)!r}, and {file.name} exists",
+                    "a path of files to come",
+                    f"pass resume={str(path)!r} to go on with the run that it is of, or another "
+                    "path",
+                )
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             raise ConfigurationError(
                 f"out is {str(path)!r}, in a folder that cannot be written to",
                 "a path in a folder that exists",
                 "make the folder, or pass another path",
             )
-        return cls(path)
+        return store
 
     def begin(self, x: Tensor) -> None:
         """Make the file for draws of states like ``x``, ``(chain, *event)``, if there is none.
@@ -104,6 +112,7 @@ class Store:
         try:
             state = torch.load(where, weights_only=True)
             store, resume = cls(path, state["n_draws"]), state["resume"]
+            store.resumed = True
             store._columns = {name: _Column(store._path(name)) for name in state["columns"]}
             if any(not column.holds(store.n_before) for column in store._columns.values()):
                 raise ValueError("it is shorter than its run")
@@ -163,12 +172,15 @@ class Store:
     def _write(self, name: str, first: int, values: Tensor) -> None:
         rows = values.detach().movedim(1, 0).contiguous().cpu().numpy()
         if name not in self._columns:
-            self._columns[name] = _Column(self._path(name), rows)
+            self._columns[name] = _Column(self._path(name), rows, new=not self.resumed)
         self._columns[name].write(first, rows)
 
 
 def opened(
-    keep: str, out: PathLike | None, resume: Mapping[str, Any] | PathLike | None
+    keep: str,
+    out: PathLike | None,
+    resume: Mapping[str, Any] | PathLike | None,
+    columns: Iterable[str],
 ) -> tuple[Store | None, Mapping[str, Any] | None]:
     """Where draws go (None for memory), and where the run to go on with stands.
 
@@ -176,6 +188,7 @@ def opened(
         keep: As in ``sample``.
         out: Likewise.
         resume: Likewise.
+        columns: What there will be beside states.
 
     Raises:
         ConfigurationError: If paths are wrong, or do not fit the rest.
@@ -185,7 +198,7 @@ def opened(
         refuse("a path as resume", {"out": out})
         store, resume = Store.reopened(resume)
     elif out is not None:
-        store = Store.new(out)
+        store = Store.new(out, columns)
     if store is not None and keep != "trajectory":
         raise ConfigurationError(
             f"keep is {keep!r}, and draws are to go to a file",
@@ -201,14 +214,19 @@ class _Column:
     Args:
         path: Where.
         like: Rows like those to come, to make a new file; None for one that exists.
+        new: Refuse to make it in the place of another; else that is replaced, and stays what it is
+            for those who have it in memory.
     """
 
-    def __init__(self, path: Path, like: Array | None = None) -> None:
+    def __init__(self, path: Path, like: Array | None = None, new: bool = True) -> None:
         self.path = path
         if like is not None:
             self.dtype, self.shape = like.dtype, like.shape[1:]
             self.offset = len(self._header(0))
-            path.write_bytes(self._header(0))
+            place = path if new else path.with_suffix(".partial")
+            with place.open("xb" if new else "wb") as file:
+                file.write(self._header(0))
+            place.replace(path)
             return
         with path.open("rb") as file:
             npy.read_magic(file)
@@ -239,7 +257,17 @@ class _Column:
         self._put(0, self._header(n))
 
     def write(self, first: int, rows: Array) -> None:
-        """Write rows from number ``first`` on."""
+        """Write rows from number ``first`` on.
+
+        Raises:
+            ConfigurationError: If they are of another kind than those in the file.
+        """
+        if rows.dtype != self.dtype or rows.shape[1:] != self.shape:
+            raise ConfigurationError(
+                f"draws for {self.path.name} are {rows.dtype} of shape {rows.shape[1:]}",
+                f"{self.dtype} of shape {self.shape}, as in the file",
+                "go on with the sampler, energy and dtype that began it",
+            )
         if rows.size:
             self._put(self.offset + first * self._row, rows.reshape(-1).view(np.uint8).data)
 

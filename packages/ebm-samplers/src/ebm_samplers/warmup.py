@@ -130,6 +130,8 @@ class WarmUp:
             True
         """
         names = {"kind", "x", *SETTINGS, "acceptance_rate", "n_gradients", "history"}
+        if not isinstance(state, Mapping):
+            state = {}
         if set(state) != names or state["kind"] != type(sampler).__name__:
             kind = state.get("kind", "something else")
             raise ConfigurationError(
@@ -202,6 +204,12 @@ def warm_up(
         tensor([1., 1., 1.])
         >>> result = warm.sampler.sample(warm.x, n_steps=100, seed=1)
     """
+    if not isinstance(sampler, MarkovSampler):
+        raise ConfigurationError(
+            f"sampler is {sampler!r}",
+            "a MarkovSampler",
+            "construct one, as in NUTS(energy), or let sample(energy) choose",
+        )
     x = checked_states(sampler.energy, x_init)
     n_steps = check_integer("n_steps", n_steps, at_least=20)
     key = draw_key(seed)
@@ -428,7 +436,14 @@ class _Run:
         """The mass from the window's draws, then a step size and a length that suit it."""
         if self.length is not None:
             self._time = self._time or TURN
-        self.sampler.mass = learned_mass(self.window(), kind)
+        mass = learned_mass(self.window(), kind)
+        if not bool(mass.isfinite().all()):
+            raise NumericalError(
+                "the draws of the warm-up spread without end",
+                "an energy that grows in all directions",
+                "check that exp(-E) can be normalised, and its sign",
+            )
+        self.sampler.mass = mass
         self.search()
         self._step(self.step_size)
 

@@ -1,9 +1,11 @@
 """Calls of `sample_chain` that are made again: the same numbers, with less work."""
 
 import copy
+import gc
 import math
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from targets import DoubleWell
 
 from ebm_core import NumericalError, as_energy
 from ebm_samplers import MALA, NUTS, HamiltonianMonteCarlo, LangevinDynamics, sampler
+from ebm_samplers.schedules import Setting
 
 N = 6
 
@@ -117,6 +120,7 @@ def change(name, value):
         (MAKERS[0], change("noise_scale", 0.0)),
         (MAKERS[0], change("noise_scale", lambda step: 1.0 + step)),
         (MAKERS[0], lambda chains: setattr(chains.settings["step_size"], "value", 0.3)),
+        (MAKERS[0], lambda c: c.settings.update(step_size=Setting("step_size", 0.3))),
         (MAKERS[1], change("engine", "torch")),
         (MAKERS[2], change("n_leapfrog_steps", 9)),
         (MAKERS[2], change("jitter", 0.0)),
@@ -211,7 +215,8 @@ def test_energies_too_large_for_accept_tests_are_refused():
 def test_copies_repeat_calls_of_their_own(opened):
     mala, x = MALA(DoubleWell(), 0.1), states()
     called(mala, x, 2)
-    copies = copy.deepcopy(mala), pickle.loads(pickle.dumps(mala))
+    copies = copy.copy(mala), copy.deepcopy(mala), pickle.loads(pickle.dumps(mala))
+    assert all(other.acceptance_rate is None for other in copies)
     want = mala.sample_chain(x, 3)
     opened.clear()
     for other in copies:
@@ -239,3 +244,52 @@ def test_threads_may_share_a_sampler():
         thread.join()
     assert len(found) == 800
     assert all(found)
+
+
+def test_a_copy_and_its_original_go_their_own_ways():
+    first, x = MALA(DoubleWell(), 0.1), states()
+    called(first, x, 2)
+    second = copy.copy(first)
+    second.settings = {"step_size": Setting("step_size", 0.01)}
+    alone = MALA(first.energy, 0.01)
+    for _ in range(3):
+        alone.load_state_dict(second.state_dict())
+        assert torch.equal(second.sample_chain(x, 3), alone.sample_chain(x, 3))
+        first.sample_chain(x, 3)
+
+
+class Entering(MALA):
+    def enter(self, step, x):
+        return None
+
+
+class Heated(MALA):
+    beta = None
+
+    def kernel_constants(self, x):
+        return {} if self.beta is None else {"beta": torch.full((len(x), 1), self.beta)}
+
+
+def test_samplers_with_more_to_a_call_make_it_the_general_way(opened):
+    called(Entering(DoubleWell(), 0.1), states(), 3)
+    assert len(opened) == 3
+    heated = Heated(DoubleWell(), 0.1)
+    called(heated, states(), 2)
+    vars(heated)["beta"] = 30.0
+    opened.clear()
+    called(heated, states(), 1)
+    assert len(opened) == 1
+
+
+def test_nothing_is_kept_alive():
+    energy = DoubleWell()
+    mala = MALA(energy, 0.1)
+    called(mala, states(), 3)
+    assert mala._last.repeat is not None
+    gone = weakref.ref(energy), weakref.ref(mala)
+    gc.disable()
+    try:
+        del energy, mala
+        assert [reference() for reference in gone] == [None, None]
+    finally:
+        gc.enable()

@@ -105,6 +105,7 @@ class Launch:
         work: Roughly the scalar operations of it all.
         given: The arguments, see `Kernel`.
         run: What it gives.
+        source: The states that it begins with.
         held: The memory whose addresses are among the arguments.
     """
 
@@ -112,6 +113,7 @@ class Launch:
     work: float
     given: dict[str, Any]
     run: Run
+    source: Any = None
     held: tuple[Any, ...] = ()
 
     def __call__(self) -> Run:
@@ -363,9 +365,9 @@ class FusedEnergy:
             slots.statistics,
             memory[n_state : n_state + n_notes].reshape(3, n_chains),
         )
-        sizes, sizes_at = _column(step_size, real)
-        spreads, spreads_at = _column(spread(step_size, noise_scale, friction), real)
-        leaps, leaps_at = _column(lengths, np.int64)
+        sizes, sizes_at = column(step_size, real)
+        spreads, spreads_at = column(spread(step_size, noise_scale, friction), real)
+        leaps, leaps_at = column(lengths, np.int64)
         mass = self._ones if inverse_mass is None else plain(inverse_mass, real)
         operations = (int(leaps[0]) if len(leaps) else 1) * self.n_operations  # about
         given = {
@@ -397,8 +399,8 @@ class FusedEnergy:
             "notes": notes_at,
         }
         work = n_chains * n_steps * (operations + 40 * self.size)
-        held = memory, source, sizes, spreads, leaps
-        return Launch(self.kernel(sampler, lanes, len(mass) > 1), work, given, result, held)
+        held = memory, sizes, spreads, leaps
+        return Launch(self.kernel(sampler, lanes, len(mass) > 1), work, given, result, source, held)
 
     def flat(self, x: Tensor) -> Any:
         """States ``(chain, *event)`` as ``(chain, d)``, of the same memory if that can be."""
@@ -467,7 +469,7 @@ def _same(value: float, dtype: Any) -> tuple[Array, int]:
     return array, address(array)
 
 
-def _column(values: float | Array, dtype: Any) -> tuple[Array, int]:
+def column(values: float | Array, dtype: Any) -> tuple[Array, int]:
     """A value for each transition, or one for all, and where they are."""
     if not isinstance(values, np.ndarray):
         return _same(values, dtype)

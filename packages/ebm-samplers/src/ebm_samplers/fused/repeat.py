@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ebm_core import evaluation_mode
 from ebm_samplers.acceptance import RESOLUTION
-from ebm_samplers.fused.engine import FusedEnergy, Launch, plain
+from ebm_samplers.fused.engine import FusedEnergy, Launch, column, plain
 from ebm_samplers.fused.kernel import address
 from ebm_samplers.fused.lookup import STATES, agree, exactly
 from ebm_samplers.fused.noise import fill_rows
@@ -42,15 +42,11 @@ class LastCall:
     dtype: torch.dtype = torch.float32
     repeat: "Repeat | None" = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy of a sampler has no use for another's memory."""
-        return {**vars(self), "repeat": None}
-
 
 class Repeat:
     """A call of ``sample_chain`` that was one launch on the CPU, ready to be made again.
 
-    A sampler forgets it when one of its attributes is set.
+    A sampler forgets it when one of its attributes is set, and its copies do not get it.
 
     Args:
         sampler: Whose call it was: without adaptation, schedules, or anything that its chains carry
@@ -75,21 +71,21 @@ class Repeat:
     ) -> None:
         self.energy, self.fused, self.launch = sampler.energy, fused, launch
         self.kernel, self.lanes, self.shape, self.n_steps = kernel, lanes, shape, n_steps
-        self.adjusted, self.lengths_of = sampler.adjusted, sampler.kernel_lengths
-        self.settings = list(sampler.settings.values())
-        self.values = [setting.value for setting in self.settings]
+        launch.source = None  # the states of the first call
+        self.values = {name: setting.value for name, setting in sampler.settings.items()}
         self.n_compared = min(shape[0], STATES)
         self.each = np.ones(shape[0], fused.real)
         self.key, self.counter = 0, 0
-        self.lengths: Any = None
+        self.lengths: Any = None  # held while the kernel reads them
         self._lock = threading.Lock()
 
     def again(
-        self, x: Tensor, n_steps: int, key: int, counter: int
+        self, sampler: "MarkovSampler", x: Tensor, n_steps: int, key: int, counter: int
     ) -> tuple[Tensor, float | None] | None:
         """Make the call.
 
         Args:
+            sampler: Whose call it is; not held, since it holds this.
             x: Start states.
             n_steps: Number of transitions.
             key: The 64-bit seed.
@@ -99,18 +95,18 @@ class Repeat:
             Final states and the mean acceptance rate (None without an accept test); None if this
             call is another, or has something to say.
         """
-        if not self._fits(x, n_steps) or not self._lock.acquire(blocking=False):
+        if not self._fits(sampler, x, n_steps) or not self._lock.acquire(blocking=False):
             return None
         try:
             self.key, self.counter = key, counter
             with evaluation_mode(self.energy), torch.no_grad():
-                return self._made() if self._holds(x) else None
+                return self._made(sampler) if self._holds(sampler, x) else None
         except CannotFuse:
             return None
         finally:
             self._lock.release()
 
-    def _fits(self, x: Tensor, n_steps: int) -> bool:
+    def _fits(self, sampler: "MarkovSampler", x: Tensor, n_steps: int) -> bool:
         """Whether the call is of the same kind."""
         return (
             type(x) is Tensor
@@ -119,41 +115,42 @@ class Repeat:
             and x.dtype is self.fused.dtype
             and x.device.type == "cpu"
             and x.layout is torch.strided
-            and [setting.value for setting in self.settings] == self.values
+            and {name: at.value for name, at in sampler.settings.items()} == self.values
+            and not sampler.kernel_constants(x)
             and not torch.is_inference_mode_enabled()
             and not torch.is_autocast_enabled("cpu")
             and not x.is_inference()
         )
 
-    def _holds(self, x: Tensor) -> bool:
+    def _holds(self, sampler: "MarkovSampler", x: Tensor) -> bool:
         """Launch, and see whether nothing speaks against it."""
         fused, launch, given = self.fused, self.launch, self.launch.given
         given["p"], given["offset"] = fused.parameters(self.kernel, self.lanes)
-        if x.is_contiguous() and not x.is_neg():
+        if x.is_contiguous() and not x.is_neg() and not x._is_zerotensor():
             given["source"] = x.data_ptr()
         else:
             states = plain(fused.flat(x), fused.real)
             given["source"] = address(states)
         given["key"], given["first_step"] = self.key, self.counter
-        lengths = self.lengths_of(self.n_steps, self._uniforms)
-        if isinstance(lengths, np.ndarray):
-            given["lengths"] = address(lengths)
+        lengths = sampler.kernel_lengths(self.n_steps, self._uniforms)
+        self.lengths, given["lengths"] = column(lengths, np.int64)
+        given["length_stride"] = len(self.lengths) > 1
         n = self.n_compared
         expected = exactly(self.energy, x if n == self.shape[0] else x[:n])
         run = launch()
         largest, _, wild = run.notes
         fine = not wild.dot(wild) and agree(fused, run, given["offset"], expected, n)
-        return fine and (not self.adjusted or self._is_resolved(largest))
+        return fine and (not sampler.adjusted or self._is_resolved(largest))
 
     def _is_resolved(self, largest: Array) -> bool:
         """Whether energies are small enough for accept tests; their norm is quicker than max."""
         bound = RESOLUTION / self.fused.eps
         return bool(largest.dot(largest) <= bound * bound or largest.max() <= bound)
 
-    def _made(self) -> tuple[Tensor, float | None]:
+    def _made(self, sampler: "MarkovSampler") -> tuple[Tensor, float | None]:
         run = self.launch.run
         final = self.fused.copied(run.state[:, : self.fused.size], self.shape)
-        if not self.adjusted:
+        if not sampler.adjusted:
             return final, None
         rate = run.acceptance[:, 0].dot(self.each) / (self.n_steps * self.shape[0])
         return final, float(rate)
