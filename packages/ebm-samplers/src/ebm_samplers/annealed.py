@@ -59,8 +59,8 @@ class AnnealedLangevin(LangevinDynamics):
         >>> ladder = torch.logspace(1, -1, 10)
         >>> sampler = AnnealedLangevin(energy, ladder, 0.001, steps_per_level=30, levels="noise")
         >>> x = sampler.sample_chain(torch.zeros(1000, 1), n_steps=300)
-        >>> round(x.abs().mean().item(), 1), (x > 0).float().mean().item()
-        (4.0, 0.4...)
+        >>> round(x.abs().mean().item(), 1), abs((x > 0).float().mean().item() - 0.5) < 0.1
+        (4.0, True)
     """
 
     def __init__(
