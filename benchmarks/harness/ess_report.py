@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness.report import fill, rate, table, times
+from harness.report import fill, rate, table, times, where
 
 Results = dict[str, Any]
 
@@ -23,28 +23,15 @@ def write_page(found: Results, page: Path) -> None:
 
 def sections(found: Results) -> Iterator[str]:
     """The page's measured part, piece by piece."""
-    yield _where(found)
+    yield (
+        f"{where(found)} A rival begins no further block of draws after {found['patience']:g} s."
+    )
     for setting, cells in found["cells"].items():
         yield f"### Effective draws: wanted and measured, {setting}"
         yield _aims(cells, found["dims"])
         yield f"### Effective draws per second, {setting}"
         yield _table(cells)
         yield _remarks(cells)
-
-
-def _where(found: Results) -> str:
-    place = found["machine"]
-    versions = {
-        name: version
-        for packages in found.get("versions", {}).values()
-        for name, version in packages.items()
-    }
-    listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return (
-        f"{place['date']}, {place['processor']}, {place['cores']} cores, {place['system']}, Python "
-        f"{place['python']}; {listed}. A rival begins no further block of draws after "
-        f"{found['patience']:g} s."
-    )
 
 
 def right(entries: Results, side: str) -> dict[str, Results]:

@@ -41,7 +41,10 @@ def fill(page: Path, name: str, body: str) -> None:
 
 def sections(found: Results) -> Iterator[str]:
     """The page's measured part, piece by piece."""
-    yield _where(found)
+    yield (
+        f"{where(found)} Medians of {found['repetitions']} interleaved repetitions of "
+        f"{found['seconds']:g} s."
+    )
     for setting, entries in found["cells"].items():
         yield f"### Wanted and measured, {setting}"
         yield _aims(entries)
@@ -82,17 +85,15 @@ def _two(value: float) -> str:
     return f"{float(f'{value:.2g}'):,.0f}" if value >= 9.95 else f"{value:.1f}"
 
 
-def _where(found: Results) -> str:
+def where(found: Results) -> str:
+    """Machine and versions."""
     versions = {
         name: version
         for packages in found.get("versions", {}).values()
         for name, version in packages.items()
     }
     listed = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return (
-        f"{_place(found['machine'])}; {listed}. Medians of {found['repetitions']} interleaved "
-        f"repetitions of {found['seconds']:g} s."
-    )
+    return f"{_place(found['machine'])}; {listed}."
 
 
 def _place(machine: Results) -> str:
