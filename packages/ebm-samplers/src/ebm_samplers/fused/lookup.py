@@ -248,8 +248,9 @@ def exactly(function: Callable[[Tensor], T], x: Tensor) -> T:
 
 def _require_close(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int) -> None:
     """Compare the first ``n`` energies at the start of a run with what they should be."""
-    if not agree(fused, run, offset, expected, n):
-        have = [energy + offset for energy in run.notes[1, :n].tolist()]
+    began = run.notes[1, :n]
+    if not agree(fused, began, offset, expected):
+        have = [energy + offset for energy in began.tolist()]
         raise CannotFuse(
             f"the kernel gives energies {_few(have)} where forward gives "
             f"{_few(expected.tolist())}: forward mixes the states of a batch, or uses numbers that "
@@ -257,12 +258,12 @@ def _require_close(fused: FusedEnergy, run: Run, offset: float, expected: Tensor
         )
 
 
-def agree(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int) -> bool:
-    """Whether the first ``n`` energies at the start of a run are what they should be."""
-    if expected.shape != (n,):
+def agree(fused: FusedEnergy, began: Array, offset: float, expected: Tensor) -> bool:
+    """Whether a run's energies at its start, without the offset, are what they should be."""
+    if expected.shape != began.shape:
         return False
     tolerance, rounding = TOLERANCE[fused.dtype], 16 * fused.eps
-    for a, b in zip(run.notes[1, :n].tolist(), expected.tolist(), strict=True):
+    for a, b in zip(began.tolist(), expected.tolist(), strict=True):
         allowed = tolerance * (1 + abs(b - offset)) + rounding * abs(b)
         if not abs(a + offset - b) <= allowed < math.inf and not _close(a + offset, b, allowed):
             return False

@@ -75,6 +75,11 @@ class Repeat:
         self.values = {name: setting.value for name, setting in sampler.settings.items()}
         self.n_compared = min(shape[0], STATES)
         self.each = np.ones(shape[0], fused.real)
+        run = launch.run
+        self.largest, began, self.wild = run.notes  # the same memory at each call, as all of these
+        self.began = began[: self.n_compared]
+        self.acceptance = run.acceptance[:, 0]
+        self.positions = run.state[:, : fused.size]
         self.key, self.counter = 0, 0
         self.lengths: Any = None  # held while the kernel reads them
         self._lock = threading.Lock()
@@ -137,22 +142,20 @@ class Repeat:
         given["length_stride"] = len(self.lengths) > 1
         n = self.n_compared
         expected = exactly(self.energy, x if n == self.shape[0] else x[:n])
-        run = launch()
-        largest, _, wild = run.notes
-        fine = not wild.dot(wild) and agree(fused, run, given["offset"], expected, n)
-        return fine and (not sampler.adjusted or self._is_resolved(largest))
+        launch()
+        fine = not self.wild.dot(self.wild) and agree(fused, self.began, given["offset"], expected)
+        return fine and (not sampler.adjusted or self._is_resolved())
 
-    def _is_resolved(self, largest: Array) -> bool:
+    def _is_resolved(self) -> bool:
         """Whether energies are small enough for accept tests; their norm is quicker than max."""
-        bound = RESOLUTION / self.fused.eps
+        largest, bound = self.largest, RESOLUTION / self.fused.eps
         return bool(largest.dot(largest) <= bound * bound or largest.max() <= bound)
 
     def _made(self, sampler: "MarkovSampler") -> tuple[Tensor, float | None]:
-        run = self.launch.run
-        final = self.fused.copied(run.state[:, : self.fused.size], self.shape)
+        final = self.fused.copied(self.positions, self.shape)
         if not sampler.adjusted:
             return final, None
-        rate = run.acceptance[:, 0].dot(self.each) / (self.n_steps * self.shape[0])
+        rate = self.acceptance.dot(self.each) / (self.n_steps * self.shape[0])
         return final, float(rate)
 
     def _uniforms(self, stream: int, n: int) -> Array:
