@@ -22,14 +22,13 @@ from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
 from ebm_samplers.nuts import NUTS
 from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.starts import find_starts, inside, require_repeatable
+from ebm_samplers.warming import raised
 from ebm_samplers.warmup import WarmUp, warm_up
 
 LOCKSTEP = 16
 """Chains from which on Hamiltonian Monte Carlo is taken: they fill the lanes of its kernel."""
 WARM_UP = 500
 """Transitions of a warm-up."""
-TARGETS = (0.8, 0.95, 0.99)
-"""Acceptance rates to try while there are divergences."""
 ROUNDS = 4
 """Times that chains are run, at most."""
 LONGEST_THIN = 32
@@ -43,18 +42,19 @@ class _Effort:
     """How hard to try.
 
     Attributes:
-        target: Index into `TARGETS`.
+        target: Acceptance rate; None to leave it to the warm-up.
         thin: Transitions for each draw.
     """
 
-    target: int = 0
+    target: float | None = None
     thin: int = 1
 
-    def more(self, checks: Checks, gains: bool) -> "_Effort":
+    def more(self, checks: Checks, reached: float, gains: bool) -> "_Effort":
         """What might mend what is wrong; the same effort if nothing would.
 
         Args:
             checks: What is wrong.
+            reached: The acceptance rate that steps were made for.
             gains: Whether smaller steps are untried, or have halved the number of divergences.
         """
         figures = checks.figures
@@ -62,9 +62,9 @@ class _Effort:
             return self
         target, thin = self.target, self.thin
         if figures["n_stuck"] or any("divergence" in warning for warning in checks.warnings):
-            if not gains or target == len(TARGETS) - 1:
+            if not gains or raised(reached) == reached:
                 return self
-            target += 1
+            target = raised(reached)
         rhat, ess = figures["rhat"], figures["ess_bulk"]
         ess = min(ess, figures["ess_tail"])
         # R-hat² - 1 and the error of an ESS fall with the number of transitions.
@@ -157,11 +157,12 @@ def sample(
     sampler: MarkovSampler = HamiltonianMonteCarlo(energy) if method == "hmc" else NUTS(energy)
     effort = _Effort()
     rounds: list[dict[str, Any]] = []
-    diverging: dict[int, float] = {}  # draws that ended in a divergence, by index into TARGETS
+    diverging: dict[float, float] = {}  # part of the transitions, by target acceptance
+    warm: WarmUp | None = None
     for i in range(ROUNDS):
-        target = TARGETS[effort.target]
-        if not rounds or rounds[-1]["target_acceptance"] != target:
-            warm = warm_up(sampler, x, WARM_UP, _key(key, 2 * i + 1), target_acceptance=target)
+        if warm is None or effort.target not in (None, warm.target_acceptance):
+            keyed = _key(key, 2 * i + 1)
+            warm = warm_up(sampler, x, WARM_UP, keyed, target_acceptance=effort.target)
             sampler, x = warm.sampler, warm.x
             n_gradients += warm.n_gradients
         result = sampler.sample(
@@ -172,16 +173,19 @@ def sample(
             seed=_key(key, 2 * i),
         )
         n_gradients += int(result.stats["n_steps"].sum())
-        checks = _checked(result, sampler, effort.thin)
-        rounds.append(_round(target, effort.thin, checks))
+        checks, reached = _checked(result, sampler), warm.target_acceptance
+        rounds.append(_round(reached, effort.thin, checks))
         x = result.final
         if not checks.warnings or n_samples < 4:
             break
-        diverging[effort.target] = n = checks.figures["n_diverging"] / effort.thin
-        harder = effort.more(checks, n < diverging.get(effort.target - 1, math.inf) / 2)
+        part = checks.figures["n_diverging"] / (len(x) * n_samples)
+        diverging[reached] = n = 1 - (1 - part) ** (1 / effort.thin)
+        before = min((n for t, n in diverging.items() if t < reached), default=math.inf)
+        harder = effort.more(checks, reached, n < before / 2)
         if harder == effort:
             break
         effort = harder
+    assert warm is not None
     return replace(
         result,
         seed=key,
@@ -201,11 +205,11 @@ def outside(energy: EnergyFunction, result: SampleResult) -> tuple[str, ...]:
     return (f"{what}: make it infinite there, or write it in unbounded coordinates",)
 
 
-def _checked(result: SampleResult, sampler: MarkovSampler, thin: int) -> Checks:
+def _checked(result: SampleResult, sampler: MarkovSampler) -> Checks:
     assert result.trajectory is not None
     if result.n_draws < 4:
         return Checks(warnings=(f"{result.n_draws} draws a chain are too few for any check",))
-    return check(result, getattr(sampler, "max_tree_depth", None), thin)
+    return check(result, getattr(sampler, "max_tree_depth", None))
 
 
 def _round(target: float, thin: int, checks: Checks) -> dict[str, Any]:

@@ -20,7 +20,7 @@ ESS = 400
 LOW_ACCEPTANCE = 0.4
 """Of the mean over all chains."""
 DIVERGING = 1e-3
-"""Part of the transitions that may diverge: so few move averages by less than their error."""
+"""Part of the draws that may end in a divergence: so few move averages by less than their error."""
 STOOD_STILL = 0.05
 """Part of a run for which no chain should stay where it is."""
 BFMI = 0.3
@@ -53,20 +53,19 @@ class Checks:
     warnings: tuple[str, ...] = ()
 
 
-def check(result: SampleResult, max_tree_depth: int | None = None, thin: int = 1) -> Checks:
+def check(result: SampleResult, max_tree_depth: int | None = None) -> Checks:
     """Look for what is wrong with a result that kept its trajectory.
 
     Args:
         result: With draws, of finite numbers; at least four a chain.
         max_tree_depth: Of the sampler, if it has one.
-        thin: Transitions for each draw.
     """
     assert result.trajectory is not None
     n_chains, n_draws = result.trajectory.shape[:2]
     flat = result.trajectory.reshape(n_chains, n_draws, -1).double()
     figures: dict[str, float] = {}
     found: list[str] = []
-    _movement(result, flat, thin, figures, found)
+    _movement(result, flat, figures, found)
     _trees(result, max_tree_depth, figures, found)
     _agreement(result, flat, figures, found)
     if n_chains < ENOUGH_CHAINS:
@@ -78,7 +77,7 @@ def check(result: SampleResult, max_tree_depth: int | None = None, thin: int = 1
 
 
 def _movement(
-    result: SampleResult, flat: Tensor, thin: int, figures: dict[str, float], found: list[str]
+    result: SampleResult, flat: Tensor, figures: dict[str, float], found: list[str]
 ) -> None:
     n_chains, n_draws = flat.shape[:2]
     rate = result.stats.get("acceptance_rate")
@@ -89,8 +88,7 @@ def _movement(
     diverging = result.stats.get("diverging")
     if diverging is not None:
         figures["n_diverging"] = n = int(diverging.sum())
-        per_draw = 1 if "tree_depth" in result.stats else thin  # trees diverge in necks alone
-        if n > DIVERGING * n_chains * n_draws * per_draw:
+        if n > DIVERGING * n_chains * n_draws:
             chains = int(diverging.any(1).sum())
             found.append(
                 f"{n} of {n_chains * n_draws} draws ended in a divergence, in {chains} of "

@@ -113,6 +113,12 @@ class Recorder:
         """Note that the run is over: transitions after the last draw count for ``final``."""
         self._set_mark(self._mark.n_draws, self._mark.moments)
 
+    def columns(self) -> dict[str, Tensor]:
+        """Of a trajectory: draws ``x``, their ``potential``, statistics, ``(chain, draw, ...)``."""
+        mark = self._mark
+        self._flush()
+        return self._columns(mark, under_way=True)
+
     def result(self, under_way: bool = False) -> SampleResult:
         """The result up to the last draw (or `end`).
 
