@@ -13,8 +13,12 @@ WARM_UP = 500
 """Transitions that methods adapt in."""
 
 BURN_IN = 100
-"""Transitions, in whole blocks, that a rival's other chains make from their starts, with the
-settings that one chain has adapted to: as many adapting chains would only take longer."""
+"""Transitions that chains which do not adapt make from their starts, with the settings that others
+have adapted to: as many adapting chains would only take longer. A rival's NUTS and HMC adapt one
+chain, ChEES all."""
+
+LEARNERS = 64
+"""Of so many chains at most our settings are learned."""
 
 BLOCK = {1: 200, 16: 100, 1024: 5}
 """Draws between two looks at the clock."""

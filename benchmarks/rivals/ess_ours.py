@@ -1,4 +1,7 @@
-"""This project in `benchmarks/ess.py`: ``warm_up``, then ``sample``, with the engine they pick."""
+"""This project in `benchmarks/ess.py`: ``warm_up``, then ``sample``, with the engine they pick.
+
+Of more than 64 chains the first 64 are warmed up; all then make a burn-in with what these learned.
+"""
 
 from time import perf_counter
 from typing import Any
@@ -8,7 +11,7 @@ import torch
 from targets import TARGETS
 
 from ebm_samplers import NUTS, HamiltonianMonteCarlo, MarkovSampler, warm_up
-from rivals.ess_cells import WARM_UP, Job
+from rivals.ess_cells import BURN_IN, LEARNERS, WARM_UP, Job
 from rivals.protocol import THREADS, Rival, repeated, serve
 
 
@@ -39,9 +42,12 @@ def job(
 
     def once(n_warm_up: int, n_draws: int, seed: int) -> tuple[float, float, Any]:
         begin = perf_counter()
-        warm = warm_up(sampler, x, n_steps=n_warm_up, seed=seed)
+        warm = warm_up(sampler, x[:LEARNERS], n_steps=n_warm_up, seed=seed)
+        start = warm.x
+        if chains > LEARNERS:
+            start = warm.sampler.sample(x, n_steps=BURN_IN, seed=seed + 2).final
         middle = perf_counter()
-        result = warm.sampler.sample(warm.x, n_steps=n_draws, keep="trajectory", seed=seed + 1)
+        result = warm.sampler.sample(start, n_steps=n_draws, keep="trajectory", seed=seed + 1)
         return middle - begin, perf_counter() - middle, result
 
     begin = perf_counter()
