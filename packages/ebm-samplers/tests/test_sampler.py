@@ -606,6 +606,13 @@ def test_a_missing_chain_axis_is_named(make):
         make(energy).sample(x[None], n_steps=2)
 
 
+def test_another_dtype_than_the_energy_takes_is_named(make):
+    network = torch.nn.Linear(2, 1)
+    energy = as_energy(lambda x: network(x)[:, 0] + x.square().sum(1), network)
+    with pytest.raises(ConfigurationError, match=r"torch.float64.*torch.float32"):
+        make(energy).sample(torch.zeros(3, 2, dtype=torch.float64), n_steps=2)
+
+
 def test_other_errors_of_the_energy_are_left_as_they_are(make_in_torch):
     calls = [0]
 

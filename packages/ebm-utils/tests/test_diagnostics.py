@@ -194,6 +194,8 @@ def test_draws_that_are_not_finite_raise(function, bad):
 def test_too_little_is_refused(function):
     with pytest.raises(ShapeError, match="at least . chain"):
         function(torch.randn(4, 3, 2))
+    with pytest.raises(ShapeError, match="one element or more"):
+        rhat(torch.zeros(4, 10, 0))
     with pytest.raises(ShapeError, match=r"draws\[None\]"):
         function(torch.randn(100))
     final = SampleResult(torch.zeros(4, 2), None, torch.zeros(4, 1), {})

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebm_core import EnergyFunction, NumericalError, ShapeError
+from ebm_core import (
+    ConfigurationError,
+    EBMError,
+    EnergyFunction,
+    NumericalError,
+    ShapeError,
+    state_options,
+)
 from ebm_samplers.acceptance import check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.noise import Noise
@@ -273,13 +280,9 @@ class TorchChains(Chains):
             sampler.prepare(position.x, self.context)
             state = sampler.start(position.x, self.context)
         except (RuntimeError, IndexError, ShapeError) as error:
-            if not _lacks_the_chain_axis(sampler.energy, position.x):
-                raise
-            raise ShapeError(
-                f"the energy cannot take x of shape {tuple(position.x.shape)}, but x[None]",
-                "(chain, *event)",
-                "add the chain axis with x[None]",
-            ) from error
+            if reason := _explained(sampler.energy, position.x):
+                raise reason from error
+            raise
         self._state = dataclasses.replace(state, **position.carried)
         if check_start:
             require_finite(self._state)
@@ -344,8 +347,8 @@ class TorchChains(Chains):
             self._energies.append(self._state.energy)
 
 
-def _lacks_the_chain_axis(energy: EnergyFunction, x: Tensor) -> bool:
-    """Whether the energy takes ``x[None]`` but not ``x``."""
+def _explained(energy: EnergyFunction, x: Tensor) -> EBMError | None:
+    """What is wrong with states that an energy cannot take, if it takes others much like them."""
 
     def takes(states: Tensor) -> bool:
         try:
@@ -353,7 +356,22 @@ def _lacks_the_chain_axis(energy: EnergyFunction, x: Tensor) -> bool:
         except Exception:  # of any kind: the error to report is the one that led here
             return False
 
-    return takes(x[None]) and not takes(x)
+    if takes(x):
+        return None
+    if takes(x[None]):
+        return ShapeError(
+            f"the energy cannot take x of shape {tuple(x.shape)}, but x[None]",
+            "(chain, *event)",
+            "add the chain axis with x[None]",
+        )
+    device, dtype = state_options(energy)
+    if (x.device, x.dtype) != (device, dtype) and takes(x.to(device, dtype)):
+        return ConfigurationError(
+            f"the energy cannot take x of {x.dtype} on {x.device}",
+            f"states of its parameters' {dtype} on {device}",
+            f"pass x.to({str(device)!r}, {dtype}), or move the energy with energy.to(x)",
+        )
+    return None
 
 
 def require_finite(state: State) -> None:

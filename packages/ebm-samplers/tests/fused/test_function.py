@@ -58,3 +58,9 @@ def test_a_second_derivative_is_refused():
 def test_what_cannot_be_compiled_is_told():
     with pytest.raises(ConfigurationError, match="no fused kernel"):
         fuse(lambda x: torch.fft.fft(x).abs().sum(1))(X.clone().requires_grad_())
+
+
+def test_an_empty_batch_has_no_energies():
+    energies, gradients = fuse(DoubleWell())(torch.zeros(0, 3))
+    assert energies.shape == (0,)
+    assert gradients.shape == (0, 3)

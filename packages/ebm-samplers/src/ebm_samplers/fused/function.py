@@ -93,6 +93,8 @@ class _Slope(torch.autograd.Function):
 
 def _evaluated(x: Tensor, energy: EnergyFunction) -> tuple[Tensor, Tensor]:
     """Energies and gradients by the kernel of the energy."""
+    if not len(x):
+        return x.new_empty(0), x.new_empty(x.shape)
     try:
         with evaluation_mode(energy), torch.inference_mode(False), torch.no_grad():
             start = fused_start(energy, x.detach(), "energy")
