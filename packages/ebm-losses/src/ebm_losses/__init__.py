@@ -13,6 +13,7 @@ from ebm_losses.denoising import DenoisingScoreMatching
 from ebm_losses.noise_contrastive import NoiseContrastiveEstimation
 from ebm_losses.regularization import ContrastiveBatch, EnergyMagnitude, Regularizer
 from ebm_losses.replay_buffer import Initializer, ReplayBuffer
+from ebm_losses.score_matching import ScoreMatching, SlicedScoreMatching
 
 __version__ = "0.1.0"
 
@@ -27,4 +28,6 @@ __all__ = [
     "PersistentContrastiveDivergence",
     "Regularizer",
     "ReplayBuffer",
+    "ScoreMatching",
+    "SlicedScoreMatching",
 ]
