@@ -10,6 +10,7 @@ from ebm_losses.contrastive import (
     PersistentContrastiveDivergence,
 )
 from ebm_losses.denoising import DenoisingScoreMatching
+from ebm_losses.energy_discrepancy import EnergyDiscrepancy
 from ebm_losses.noise_contrastive import NoiseContrastiveEstimation
 from ebm_losses.regularization import ContrastiveBatch, EnergyMagnitude, Regularizer
 from ebm_losses.replay_buffer import Initializer, ReplayBuffer
@@ -22,6 +23,7 @@ __all__ = [
     "ContrastiveDivergence",
     "ContrastiveObjective",
     "DenoisingScoreMatching",
+    "EnergyDiscrepancy",
     "EnergyMagnitude",
     "Initializer",
     "NoiseContrastiveEstimation",
