@@ -28,9 +28,9 @@ class EnergyDiscrepancy(BaseLoss):
     drawn afresh at each call by torch's default generator.
 
     At w = 1 the loss is, up to the constant log M, the cross-entropy of telling x among its M
-    recoveries: seen from the perturbed point all M + 1 are equally far by law, so that the posterior
-    of "this is the datum" is exp(-E) normalised over them, and the optimum is the data's density
-    for every M. Other w lead there as M grows; the paper finds w = 0 unstable.
+    recoveries: seen from the perturbed point all M + 1 are equally far by law, so that the
+    posterior of "this is the datum" is exp(-E) normalised over them, and the optimum is the data's
+    density for every M. Other w lead there as M grows; the paper finds w = 0 unstable.
 
     √(2t), the distance of a recovery in units of the data, should be comparable with the width of
     what is to be learned: a small t makes a local objective like score matching, blind to the
