@@ -186,6 +186,13 @@ def test_the_optimum_of_exact_score_matching_is_the_inverse_sample_covariance():
     assert mean.grad.abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("make", (ScoreMatching, SlicedScoreMatching))
+def test_states_may_be_single_numbers(make):
+    energy, x = QuadraticEnergy(torch.tensor(0.5), torch.tensor(1.5)), torch.randn(6)
+    vectors = QuadraticEnergy(torch.tensor([0.5]), torch.tensor([1.5]))
+    torch.testing.assert_close(make(energy)(x), make(vectors)(x[:, None]))
+
+
 def test_metrics_are_those_of_the_data():
     torch.manual_seed(0)
     energy = QuadraticEnergy(torch.zeros(2, 3), torch.full((2, 3), 2.0))

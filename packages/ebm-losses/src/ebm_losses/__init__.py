@@ -11,6 +11,7 @@ from ebm_losses.contrastive import (
 )
 from ebm_losses.denoising import DenoisingScoreMatching
 from ebm_losses.energy_discrepancy import EnergyDiscrepancy
+from ebm_losses.equilibrium_matching import EquilibriumMatching
 from ebm_losses.noise_contrastive import NoiseContrastiveEstimation
 from ebm_losses.regularization import ContrastiveBatch, EnergyMagnitude, Regularizer
 from ebm_losses.replay_buffer import Initializer, ReplayBuffer
@@ -25,6 +26,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "EnergyDiscrepancy",
     "EnergyMagnitude",
+    "EquilibriumMatching",
     "Initializer",
     "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",

@@ -6,7 +6,6 @@ and second derivatives only through autograd.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -152,14 +151,16 @@ class DenoisingScoreMatching(BaseLoss):
         if not self.conditional:
             return self.energy
         # A wrapped callable is called itself: the wrapper passes states alone.
-        wrapped = isinstance(self.energy, CallableEnergy)
-        call: Callable[..., Tensor] = self.energy.function if wrapped else self.energy
+        energy = self.energy
+        call: Callable[..., Tensor] = energy
+        if isinstance(energy, CallableEnergy):
+            call = energy.function
         return as_energy(lambda x: call(x, sigma))
 
 
 def _check_levels(noise_scale: float | Iterable[float] | Tensor) -> float | tuple[float, ...]:
-    single = isinstance(noise_scale, Real) or not isinstance(noise_scale, Iterable)
-    if single or (isinstance(noise_scale, Tensor) and noise_scale.ndim == 0):
+    scalar = isinstance(noise_scale, Tensor) and noise_scale.ndim == 0
+    if scalar or not isinstance(noise_scale, Iterable):
         return check_positive("noise_scale", noise_scale)
     levels = tuple(check_positive("noise_scale", level) for level in noise_scale)
     if not levels:

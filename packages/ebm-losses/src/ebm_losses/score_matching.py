@@ -83,7 +83,7 @@ class ScoreMatching(BaseLoss):
         check_floating(x, type(self).__name__)
         energies, gradient, forms = _quadratic_forms(self, x, _basis(x), self.chunk_size)
         laplacian = forms.sum(0)
-        squares = gradient.square().flatten(1).sum(1)
+        squares = _sum_event(gradient.square(), 1)
         loss = (0.5 * squares - laplacian).mean()
         return loss, {
             "energy": energies.mean(),
@@ -162,9 +162,9 @@ class SlicedScoreMatching(BaseLoss):
         directions = 2 * torch.randint(2, shape, device=x.device).to(x.dtype) - 1
         energies, gradient, forms = _quadratic_forms(self, x, directions)
         if self.variance_reduction:
-            squares = gradient.square().flatten(1).sum(1)
+            squares = _sum_event(gradient.square(), 1)
         else:
-            squares = (directions * gradient).flatten(2).sum(2).square()
+            squares = _sum_event(directions * gradient, 2).square()
         loss = (0.5 * squares - forms).mean()
         return loss, {
             "energy": energies.mean(),
@@ -175,6 +175,11 @@ class SlicedScoreMatching(BaseLoss):
     def extra_repr(self) -> str:
         """Projections and variance reduction, for ``repr``."""
         return f"n_projections={self.n_projections}, variance_reduction={self.variance_reduction}"
+
+
+def _sum_event(values: Tensor, n_batch: int) -> Tensor:
+    """The sum over all axes but the first ``n_batch``."""
+    return values.reshape(*values.shape[:n_batch], -1).sum(-1)
 
 
 def _basis(x: Tensor) -> Tensor:
@@ -205,8 +210,8 @@ def _quadratic_forms(
         energies, gradient = loss.energy.energy_and_gradient(x, create_graph=True)
         forms = torch.cat(
             [
-                (v * _hessian_product(gradient, x, v, keep_graph)).flatten(2).sum(2)
-                for v in directions.expand(-1, *x.shape).split(at_once)
+                _sum_event(v * _hessian_product(gradient, x, v, keep_graph), 2)
+                for v in torch.split(directions.expand(-1, *x.shape), at_once)
             ]
         )
     if not keep_graph:
@@ -238,6 +243,6 @@ def _no_curvature(loss: BaseLoss) -> ConfigurationError:
         f"all second derivatives of {type(loss.energy).__name__} along the directions of "
         f"{type(loss).__name__} are 0",
         "an energy that is smooth and curved in x",
-        "use smooth activations (SiLU, GELU, tanh) instead of ReLU, or an objective without "
-        "second derivatives, such as DenoisingScoreMatching",
+        "use smooth activations (SiLU, GELU, tanh) instead of ReLU, or an objective that needs no "
+        "second derivatives in x, such as DenoisingScoreMatching",
     )
