@@ -11,6 +11,7 @@ from ebm_losses.contrastive import (
 )
 from ebm_losses.denoising import DenoisingScoreMatching
 from ebm_losses.energy_discrepancy import EnergyDiscrepancy
+from ebm_losses.energy_matching import EnergyMatching
 from ebm_losses.equilibrium_matching import EquilibriumMatching
 from ebm_losses.noise_contrastive import NoiseContrastiveEstimation
 from ebm_losses.regularization import ContrastiveBatch, EnergyMagnitude, Regularizer
@@ -26,6 +27,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "EnergyDiscrepancy",
     "EnergyMagnitude",
+    "EnergyMatching",
     "EquilibriumMatching",
     "Initializer",
     "NoiseContrastiveEstimation",
