@@ -13,8 +13,14 @@ from ebm_losses.denoising import DenoisingScoreMatching
 from ebm_losses.energy_discrepancy import EnergyDiscrepancy
 from ebm_losses.energy_matching import EnergyMatching
 from ebm_losses.equilibrium_matching import EquilibriumMatching
+from ebm_losses.jitter import DataJitter
 from ebm_losses.noise_contrastive import NoiseContrastiveEstimation
-from ebm_losses.regularization import ContrastiveBatch, EnergyMagnitude, Regularizer
+from ebm_losses.regularization import (
+    ContrastiveBatch,
+    EnergyMagnitude,
+    GradientPenalty,
+    Regularizer,
+)
 from ebm_losses.replay_buffer import Initializer, ReplayBuffer
 from ebm_losses.score_matching import ScoreMatching, SlicedScoreMatching
 
@@ -24,11 +30,13 @@ __all__ = [
     "ContrastiveBatch",
     "ContrastiveDivergence",
     "ContrastiveObjective",
+    "DataJitter",
     "DenoisingScoreMatching",
     "EnergyDiscrepancy",
     "EnergyMagnitude",
     "EnergyMatching",
     "EquilibriumMatching",
+    "GradientPenalty",
     "Initializer",
     "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",
