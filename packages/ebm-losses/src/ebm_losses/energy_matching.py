@@ -43,8 +43,10 @@ class EnergyMatching(BaseLoss):
     So a chain from noise first travels along the flow, one unit of time long, and then settles.
 
     The learned density is exp(-E/ε_max), not exp(-E): `equilibrium` is the energy that belongs to
-    it. It is the data's as far as the contrastive term outweighs the flow, which goes on pulling.
-    Samples come from the same chains. Bring data to about unit scale first, as noise has unit
+    it. It is the data's as far as the contrastive term outweighs the flow, which goes on pulling,
+    and as far as chains travel: the relative weight of modes that they do not cross between is set
+    by the flow, whatever the data's. Samples come from the same chains, started from noise, which
+    reach the modes in the right proportion. Bring data to about unit scale first, as noise has unit
     variance.
 
     Sums run over the event; code that averages the flow term over its elements, as the paper's

@@ -116,4 +116,5 @@ class GradientPenalty:
         if self.target == 0.0:
             return gradient.square().sum(1).mean()
         # The norm's own derivative at 0 is taken as 0.
-        return (torch.linalg.vector_norm(gradient, dim=1) - self.target).square().mean()
+        norms: Tensor = torch.linalg.vector_norm(gradient, dim=1)
+        return (norms - self.target).square().mean()

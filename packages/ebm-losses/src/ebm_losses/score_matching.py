@@ -12,7 +12,8 @@ the elements of the event, whatever its shape, and means over the batch; nothing
 number of elements.
 
 Second derivatives are taken by autograd, through any network that is smooth in x (SiLU, GELU, tanh,
-softplus). One of ReLUs has none: its Laplacian is 0 almost everywhere, and it is refused.
+softplus). One of ReLUs has none: its Laplacian is 0 almost everywhere, and it is refused. So is, by
+torch itself, one that torch.compile has compiled, which cannot be differentiated twice.
 """
 
 from collections.abc import Mapping
