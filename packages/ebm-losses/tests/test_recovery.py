@@ -21,7 +21,7 @@ from ebm_losses import (
     SlicedScoreMatching,
 )
 
-DIM, N_DATA, SIGMA = 10, 5000, 0.5
+DIM, N_DATA, SIGMA = 10, 3000, 0.5
 
 
 class GaussianEnergy(EnergyFunction):

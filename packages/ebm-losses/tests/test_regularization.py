@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ebm_core import ConfigurationError
-from ebm_core.testing import QuadraticEnergy
-from ebm_losses import ContrastiveBatch, GradientPenalty
+from ebm_core.testing import QuadraticEnergy, ReferenceLangevin
+from ebm_losses import ContrastiveBatch, ContrastiveDivergence, GradientPenalty
 
 
 def make_batch(energy, x, negatives):
@@ -62,6 +62,17 @@ def test_states_between_lie_on_the_lines_from_data_to_negatives():
     assert share.max() <= 1
     assert abs(share.mean() - 0.5) < 4.5 / (12 * 500) ** 0.5
     assert energy.precision.grad.abs().sum() > 0
+
+
+def test_a_contrastive_objective_adds_the_term():
+    torch.manual_seed(0)
+    energy = QuadraticEnergy(torch.zeros(2), torch.full((2,), 2.0))
+    sampler, x, negatives = ReferenceLangevin(energy), torch.randn(6, 2), torch.randn(6, 2)
+    plain = ContrastiveDivergence(energy, sampler)(x, negatives)
+    loss_fn = ContrastiveDivergence(energy, sampler, regularizers=[GradientPenalty(0.1)])
+    penalty = 0.1 * (2 * x).square().sum(1).mean()
+    torch.testing.assert_close(loss_fn(x, negatives) - plain, penalty)
+    torch.testing.assert_close(loss_fn.metrics["regularization"], penalty)
 
 
 def test_a_flat_energy_has_a_finite_gradient():
