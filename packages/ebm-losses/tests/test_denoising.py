@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import constraints
 
-from ebm_core import ConfigurationError, ShapeError, SupportError, as_energy
+from ebm_core import ConfigurationError, EnergyFunction, ShapeError, SupportError, as_energy
 from ebm_core.testing import LossConformance, QuadraticEnergy
 from ebm_losses import DenoisingScoreMatching
 
@@ -14,6 +14,28 @@ class TestConformance(LossConformance):
     @pytest.fixture
     def make_loss(self):
         return DenoisingScoreMatching
+
+
+class TestConformanceAtSeveralLevels(LossConformance):
+    @pytest.fixture
+    def make_loss(self):
+        return lambda energy: DenoisingScoreMatching(energy, (0.1, 0.4), reference_scale=0.2)
+
+
+class TestConformanceOfConditionalEnergies(LossConformance):
+    @pytest.fixture
+    def make_loss(self):
+        def make(energy):
+            def at_level(x, sigma):
+                return as_energy(energy)(x) / sigma
+
+            modules = (energy,) if isinstance(energy, nn.Module) else ()
+            conditional = as_energy(
+                at_level, *modules, event_shape=getattr(energy, "event_shape", None)
+            )
+            return DenoisingScoreMatching(conditional, (0.1, 0.4), conditional=True)
+
+        return make
 
 
 @pytest.mark.parametrize("sigma", (0.1, 0.8))
@@ -41,8 +63,101 @@ def test_value_and_gradient_are_the_closed_form_on_a_gaussian(sigma):
     assert z.abs().max() < 4.5
 
 
+@pytest.mark.parametrize("reference", (None, 0.6))
+def test_several_levels_are_the_mean_of_their_closed_forms(reference):
+    """As above, with σ p in the residual replaced by σ0² p / σ where there is a reference."""
+    torch.manual_seed(0)
+    energy = QuadraticEnergy(torch.tensor([0.5, -1.0]).double(), torch.tensor([2.0, 0.7]).double())
+    m, p = energy.location.detach(), energy.precision.detach()
+    x, levels = torch.randn(5, 2).double(), torch.tensor([0.2, 0.5, 1.0]).double()
+    loss_fn, calls = DenoisingScoreMatching(energy, levels, reference_scale=reference), []
+    data = x.repeat(200, 1)
+    for _ in range(300):
+        energy.zero_grad()
+        loss = loss_fn(data)
+        loss.backward()
+        calls.append(torch.cat([loss.detach()[None], energy.location.grad, energy.precision.grad]))
+    calls = torch.stack(calls)
+    first, second = (x - m).mean(0), (x - m).square().mean(0)
+    want = []
+    for sigma in levels:
+        # The residual is -a p (x - m) + (1 - a σ p) ξ.
+        a = sigma if reference is None else reference**2 / sigma
+        value = 0.5 * (a**2 * p**2 * second + (1 - a * sigma * p) ** 2).sum()
+        precision = a**2 * p * second - a * sigma * (1 - a * sigma * p)
+        want.append(torch.cat([value[None], -(a**2) * p**2 * first, precision]))
+    z = (calls.mean(0) - torch.stack(want).mean(0)) / (calls.std(0) / len(calls) ** 0.5)
+    assert z.abs().max() < 4.5
+
+
+def test_several_levels_are_fitted_by_a_mixture_with_weights_sigma_squared():
+    """Data N(0, ½²): the gradient in the mixture's weights vanishes at σ², and only there."""
+    torch.manual_seed(0)
+    levels = torch.tensor([0.3, 0.8, 1.5]).double()
+    variances = 0.25 + levels.square()
+
+    def z_scores(weights):
+        logits = weights.log().requires_grad_()
+
+        def energy(x):
+            return -(logits - 0.5 * variances.log() - 0.5 * x.square() / variances).logsumexp(1)
+
+        loss_fn, slopes = DenoisingScoreMatching(energy, tuple(levels.tolist())), []
+        for _ in range(60):
+            loss = loss_fn(0.5 * torch.randn(4000, 1).double())
+            slopes.append(torch.autograd.grad(loss, logits)[0])
+        slopes = torch.stack(slopes)
+        return slopes.mean(0) / (slopes.std(0) / len(slopes) ** 0.5)
+
+    assert z_scores(levels.square()).abs().max() < 4.5
+    assert z_scores(torch.ones(3).double()).abs().max() > 20
+
+
+def test_a_conditional_energy_sees_the_level_of_each_state():
+    seen = []
+
+    class Conditional(EnergyFunction):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()).double())
+
+        def forward(self, x, sigma):
+            seen.append((x.detach(), sigma))
+            return self.scale * 0.5 * x.square().sum((1, 2)) / (0.49 + sigma**2)
+
+    torch.manual_seed(0)
+    energy, levels = Conditional(), (0.1, 1.0)
+    loss_fn = DenoisingScoreMatching(energy, levels, conditional=True)
+    loss_fn(torch.zeros(20_000, 1, 2).double())
+    x, sigma = seen[0]
+    assert sigma.shape == (20_000,)
+    for level in levels:
+        at_level = (sigma - level).abs() < 1e-12
+        # Five standard errors, of a proportion and of a variance.
+        assert abs(at_level.double().mean() - 0.5) < 0.018
+        assert abs(x[at_level].var() / level**2 - 1) < 0.05
+    # For data N(0, 0.7²) the energy is that of every level: the gradient vanishes.
+    slopes = []
+    for _ in range(50):
+        loss = loss_fn(0.7 * torch.randn(2000, 1, 2).double())
+        slopes.append(torch.autograd.grad(loss, energy.scale)[0])
+    slopes = torch.stack(slopes)
+    assert abs(slopes.mean() / (slopes.std() / 50**0.5)) < 4.5
+
+
+def test_a_sequence_of_one_level_is_that_level():
+    energy = QuadraticEnergy(torch.zeros(2), torch.full((2,), 1.5))
+    x, values = torch.randn(6, 2), []
+    for scale in (0.3, (0.3,), torch.tensor(0.3), torch.tensor([0.3])):
+        torch.manual_seed(0)
+        values.append(DenoisingScoreMatching(energy, scale)(x))
+    for value in values[1:]:
+        torch.testing.assert_close(value, values[0])
+
+
 @pytest.mark.parametrize("event_shape", ((12,), (3, 2, 2), (1, 3, 4)))
-def test_value_and_gradient_do_not_depend_on_the_shape_of_the_event(event_shape):
+@pytest.mark.parametrize("noise_scale", (0.3, (0.1, 0.3, 1.0)))
+def test_value_and_gradient_do_not_depend_on_the_shape_of_the_event(event_shape, noise_scale):
     torch.manual_seed(0)
     mean, precision = torch.randn(12).double(), torch.rand(12).double() + 0.5
     x = torch.randn(8, 12).double()
@@ -50,7 +165,7 @@ def test_value_and_gradient_do_not_depend_on_the_shape_of_the_event(event_shape)
     for shape in (event_shape, (12,)):
         energy = QuadraticEnergy(mean.reshape(shape), precision.reshape(shape))
         torch.manual_seed(1)
-        loss = DenoisingScoreMatching(energy, 0.3)(x.reshape(8, *shape))
+        loss = DenoisingScoreMatching(energy, noise_scale)(x.reshape(8, *shape))
         loss.backward()
         results.append((loss, energy.precision.grad.flatten(), energy.location.grad.flatten()))
     for have, want in zip(*results, strict=True):
@@ -123,9 +238,13 @@ def test_works_without_grad_mode_for_evaluation():
 
 
 def test_impossible_arguments_are_refused():
-    for sigma in (0.0, -1.0, float("nan"), "a"):
+    for sigma in (0.0, -1.0, float("nan"), "a", (), (0.1, 0.0), [[0.1, 0.2]], None):
         with pytest.raises(ConfigurationError):
             DenoisingScoreMatching(lambda x: x.sum(1), sigma)
+    with pytest.raises(ConfigurationError):
+        DenoisingScoreMatching(lambda x: x.sum(1), reference_scale=0.0)
+    with pytest.raises(ConfigurationError, match="scaling"):
+        DenoisingScoreMatching(lambda x: x.sum(1), reference_scale=0.1, conditional=True)
     with pytest.raises(SupportError):
         DenoisingScoreMatching(as_energy(lambda x: x.sum(1), support=constraints.boolean))
     loss_fn = DenoisingScoreMatching(QuadraticEnergy(torch.zeros(2)))

@@ -10,9 +10,19 @@ from ebm_losses.contrastive import (
     PersistentContrastiveDivergence,
 )
 from ebm_losses.denoising import DenoisingScoreMatching
+from ebm_losses.energy_discrepancy import EnergyDiscrepancy
+from ebm_losses.energy_matching import EnergyMatching
+from ebm_losses.equilibrium_matching import EquilibriumMatching
+from ebm_losses.jitter import DataJitter
 from ebm_losses.noise_contrastive import NoiseContrastiveEstimation
-from ebm_losses.regularization import ContrastiveBatch, EnergyMagnitude, Regularizer
+from ebm_losses.regularization import (
+    ContrastiveBatch,
+    EnergyMagnitude,
+    GradientPenalty,
+    Regularizer,
+)
 from ebm_losses.replay_buffer import Initializer, ReplayBuffer
+from ebm_losses.score_matching import ScoreMatching, SlicedScoreMatching
 
 __version__ = "0.1.0"
 
@@ -20,11 +30,18 @@ __all__ = [
     "ContrastiveBatch",
     "ContrastiveDivergence",
     "ContrastiveObjective",
+    "DataJitter",
     "DenoisingScoreMatching",
+    "EnergyDiscrepancy",
     "EnergyMagnitude",
+    "EnergyMatching",
+    "EquilibriumMatching",
+    "GradientPenalty",
     "Initializer",
     "NoiseContrastiveEstimation",
     "PersistentContrastiveDivergence",
     "Regularizer",
     "ReplayBuffer",
+    "ScoreMatching",
+    "SlicedScoreMatching",
 ]

@@ -5,20 +5,28 @@ mean of -(x̃ - x)/σ² given x̃. Regressing the energy's score on it needs no 
 and second derivatives only through autograd.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from ebm_core import BaseLoss, EnergyLike, require_continuous
+from ebm_core import (
+    BaseLoss,
+    ConfigurationError,
+    EnergyFunction,
+    EnergyLike,
+    as_energy,
+    require_continuous,
+)
+from ebm_core.energy import CallableEnergy
 from ebm_core.validation import check_positive
 from ebm_losses._checks import check_batch, check_floating
 
 
 class DenoisingScoreMatching(BaseLoss):
-    """Denoising score matching at one noise level (Vincent 2011, Neural Computation 23:1661).
+    """Denoising score matching at one noise level or several.
 
-    The loss is
+    At one level σ (Vincent 2011, Neural Computation 23:1661) the loss is
 
         ½ σ² mean_batch Σ_event (s(x̃) + (x̃ - x)/σ²)² = ½ mean_batch Σ_event (σ s(x̃) + ξ)²,   s =
         -∇E,
@@ -28,32 +36,78 @@ class DenoisingScoreMatching(BaseLoss):
     untrained energy's event, does not depend on σ; divide by σ² for Vincent's form. Events of any
     shape; the noise is drawn by torch's default generator, afresh at each call.
 
-    The optimum is the density of the *noisy* data, the data's density convolved with N(0, σ² I).
+    The optimum is the density of the *noisy* data, q_σ: the data's density convolved with
+    N(0, σ² I).
+
+    At several levels each state of the batch draws one of them, all equally likely, and the loss is
+    the same mean. What the energy learns then is one of three things:
+
+    - By default, one energy fits all levels at once. Its optimum is the density of the mixture
+      Σ_σ σ² q_σ(x): the weights σ² of the loss become those of the mixture.
+    - With ``conditional=True`` the energy takes the level as its second argument, ``energy(x,
+      sigma)`` with ``sigma`` of shape ``(batch,)``, and learns q_σ for each (Song & Ermon 2019). To
+      let one network serve all levels, scale it: ``lambda x, sigma: energy(x) / sigma`` is the
+      form of Song & Ermon 2020, arXiv:2006.09011, technique 3.
+    - With ``reference_scale`` σ0, E σ0²/σ² stands for level σ: one energy, tempered by (σ/σ0)².
+      This is multiscale denoising score matching (Li, Chen & Sommer 2019, arXiv:1910.07762), whose
+      residual is x - x̃ + σ0² ∇E(x̃), weighted by 1/σ². Levels are told apart by their distance from
+      the data, which needs high dimensions; samples come from annealing the temperature (σ/σ0)².
 
     Args:
         energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``, on a
             continuous support and twice differentiable (a piecewise linear network such as one of
             ReLUs has no second derivatives in x, but is accepted).
-        noise_scale: σ, the standard deviation of the noise in units of the data, positive.
+        noise_scale: σ, the standard deviation of the noise in units of the data, positive; or
+            several, as a sequence or a tensor of one axis.
+        reference_scale: σ0 of multiscale denoising score matching, positive; None for one energy at
+            its own temperature.
+        conditional: Call the energy with the level of each state as its second argument.
 
     Attributes:
+        noise_scale: σ as a float, or several as a tuple of floats.
         metrics: ``noisy_energy`` (mean energy of the noisy data), ``score_rms`` (root mean square
-            of an element of the score).
+            of an element of ∇E).
 
     Raises:
-        ConfigurationError: If ``noise_scale`` is not a positive number.
+        ConfigurationError: If ``noise_scale`` or ``reference_scale`` is not a positive number, or
+            the energy is to be both tempered and conditional.
         SupportError: If the energy's support is discrete.
 
     Example:
         >>> loss_fn = DenoisingScoreMatching(lambda x: 0.5 * x.square().sum(1), noise_scale=0.1)
         >>> loss_fn(torch.randn(256, 2)).shape
         torch.Size([])
+
+        Three levels, an energy for each:
+
+        >>> def energy(x, sigma):
+        ...     return 0.5 * x.square().sum(1) / (1 + sigma**2)
+        >>> loss_fn = DenoisingScoreMatching(energy, (0.1, 0.3, 1.0), conditional=True)
+        >>> loss_fn(torch.randn(256, 2)).shape
+        torch.Size([])
     """
 
-    def __init__(self, energy: EnergyLike, noise_scale: float = 0.1) -> None:
+    def __init__(
+        self,
+        energy: EnergyLike,
+        noise_scale: float | Iterable[float] | Tensor = 0.1,
+        *,
+        reference_scale: float | None = None,
+        conditional: bool = False,
+    ) -> None:
         super().__init__(energy)
         require_continuous(self.energy.support, type(self).__name__)
-        self.noise_scale = check_positive("noise_scale", noise_scale)
+        self.noise_scale = _check_levels(noise_scale)
+        self.reference_scale = (
+            None if reference_scale is None else check_positive("reference_scale", reference_scale)
+        )
+        if conditional and reference_scale is not None:
+            raise ConfigurationError(
+                f"conditional=True was given with reference_scale={reference_scale}",
+                "one way in which the energy stands for a level",
+                "leave out reference_scale, or let the conditional energy do the scaling",
+            )
+        self.conditional = conditional
 
     def compute(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss on data ``(batch, *event)``; see the class.
@@ -65,14 +119,52 @@ class DenoisingScoreMatching(BaseLoss):
         n_data = check_batch(self.energy, x)
         check_floating(x, type(self).__name__)
         noise = torch.randn_like(x)
-        energies, gradient = self.energy.energy_and_gradient(
-            x + self.noise_scale * noise, create_graph=True
+        sigma = self._draw_levels(x)
+        scale = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        energies, gradient = self._at(sigma).energy_and_gradient(
+            x + scale * noise, create_graph=True
         )
-        residual = noise - self.noise_scale * gradient
+        tempering = 1.0 if self.reference_scale is None else (self.reference_scale / scale) ** 2
+        residual = noise - scale * tempering * gradient
         loss = residual.square().sum() / (2 * n_data)
         metrics = {"noisy_energy": energies.mean(), "score_rms": gradient.square().mean().sqrt()}
         return loss, metrics
 
     def extra_repr(self) -> str:
-        """Noise scale, for ``repr``."""
-        return f"noise_scale={self.noise_scale}"
+        """Noise scales and what the energy stands for, for ``repr``."""
+        parts = [f"noise_scale={self.noise_scale}"]
+        if self.reference_scale is not None:
+            parts.append(f"reference_scale={self.reference_scale}")
+        if self.conditional:
+            parts.append("conditional=True")
+        return ", ".join(parts)
+
+    def _draw_levels(self, x: Tensor) -> Tensor:
+        """σ of each state, ``(batch,)``."""
+        if isinstance(self.noise_scale, float):
+            return x.new_full((len(x),), self.noise_scale)
+        chosen = torch.randint(len(self.noise_scale), (len(x),), device=x.device)
+        return x.new_tensor(self.noise_scale)[chosen]
+
+    def _at(self, sigma: Tensor) -> EnergyFunction:
+        """The energy of states at levels ``(batch,)``."""
+        if not self.conditional:
+            return self.energy
+        # A wrapped callable is called itself: the wrapper passes states alone.
+        energy = self.energy
+        call: Callable[..., Tensor] = energy
+        if isinstance(energy, CallableEnergy):
+            call = energy.function
+        return as_energy(lambda x: call(x, sigma))
+
+
+def _check_levels(noise_scale: float | Iterable[float] | Tensor) -> float | tuple[float, ...]:
+    scalar = isinstance(noise_scale, Tensor) and noise_scale.ndim == 0
+    if scalar or not isinstance(noise_scale, Iterable):
+        return check_positive("noise_scale", noise_scale)
+    levels = tuple(check_positive("noise_scale", level) for level in noise_scale)
+    if not levels:
+        raise ConfigurationError(
+            "noise_scale is empty", "a positive number, or several", "pass at least one level"
+        )
+    return levels

@@ -1,0 +1,92 @@
+"""Terms of contrastive objectives against their closed forms."""
+
+import pytest
+import torch
+
+from ebm_core import ConfigurationError
+from ebm_core.testing import QuadraticEnergy, ReferenceLangevin
+from ebm_losses import ContrastiveBatch, ContrastiveDivergence, GradientPenalty
+
+
+def make_batch(energy, x, negatives):
+    return ContrastiveBatch(energy, x, negatives, energy(x), energy(negatives))
+
+
+def value_and_gradients(term, batch):
+    energy = batch.energy
+    energy.zero_grad()
+    value = term(batch)
+    value.backward()
+    return value.detach(), energy.location.grad, energy.precision.grad
+
+
+@pytest.mark.parametrize("event_shape", ((2,), (1, 2), (2, 1, 1)))
+@pytest.mark.parametrize("target", (0.0, 1.0))
+@pytest.mark.parametrize("at", ("data", "negatives", "both"))
+def test_the_gradient_penalty_is_its_closed_form(at, target, event_shape):
+    torch.manual_seed(0)
+    energy = QuadraticEnergy(
+        torch.randn(event_shape).double(), torch.rand(event_shape).double() + 0.5
+    )
+    x, negatives = torch.randn(6, *event_shape).double(), torch.randn(9, *event_shape).double()
+    have = value_and_gradients(GradientPenalty(0.7, target, at), make_batch(energy, x, negatives))
+    m, p = (v.detach().flatten().requires_grad_() for v in (energy.location, energy.precision))
+    chosen = {"data": (x,), "negatives": (negatives,), "both": (x, negatives)}[at]
+    # ∇E = p (x - m), written out: its norm, and no derivative of a derivative.
+    norms = [(p * (states.flatten(1) - m)).square().sum(1).sqrt() for states in chosen]
+    want = 0.7 * sum((norm - target).square().mean() for norm in norms) / len(norms)
+    slopes = torch.autograd.grad(want, (m, p))
+    torch.testing.assert_close(have[0], want.detach())
+    torch.testing.assert_close(have[1].flatten(), slopes[0])
+    torch.testing.assert_close(have[2].flatten(), slopes[1])
+
+
+def test_states_between_lie_on_the_lines_from_data_to_negatives():
+    seen = []
+
+    class Recorder(QuadraticEnergy):
+        def forward(self, x):
+            seen.append(x.detach())
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    energy = Recorder(torch.zeros(2), torch.ones(2))
+    x, negatives = torch.randn(500, 2), torch.randn(700, 2)
+    batch = make_batch(energy, x, negatives)
+    seen.clear()
+    GradientPenalty(1.0, 1.0, "between")(batch).backward()
+    (states,) = seen
+    share = (states - x) / (negatives[:500] - x)
+    torch.testing.assert_close(share[:, 0], share[:, 1], rtol=1e-2, atol=1e-3)
+    assert share.min() >= 0
+    assert share.max() <= 1
+    assert abs(share.mean() - 0.5) < 4.5 / (12 * 500) ** 0.5
+    assert energy.precision.grad.abs().sum() > 0
+
+
+def test_a_contrastive_objective_adds_the_term():
+    torch.manual_seed(0)
+    energy = QuadraticEnergy(torch.zeros(2), torch.full((2,), 2.0))
+    sampler, x, negatives = ReferenceLangevin(energy), torch.randn(6, 2), torch.randn(6, 2)
+    plain = ContrastiveDivergence(energy, sampler)(x, negatives)
+    loss_fn = ContrastiveDivergence(energy, sampler, regularizers=[GradientPenalty(0.1)])
+    penalty = 0.1 * (2 * x).square().sum(1).mean()
+    torch.testing.assert_close(loss_fn(x, negatives) - plain, penalty)
+    torch.testing.assert_close(loss_fn.metrics["regularization"], penalty)
+
+
+def test_a_flat_energy_has_a_finite_gradient():
+    energy = QuadraticEnergy(torch.zeros(2), torch.zeros(2))
+    x = torch.randn(4, 2)
+    for target in (0.0, 1.0):
+        energy.zero_grad()
+        value = GradientPenalty(1.0, target)(make_batch(energy, x, x))
+        value.backward()
+        assert value == target**2
+        assert torch.isfinite(energy.precision.grad).all()
+
+
+def test_impossible_arguments_are_refused():
+    for arguments in ((0.0,), (-1.0,), (1.0, -0.1), (1.0, 0.0, "everywhere")):
+        with pytest.raises(ConfigurationError):
+            GradientPenalty(*arguments)
