@@ -33,6 +33,7 @@ from ebm_utils.quadrature import exact_kl, log_partition
 from ebm_utils.significance import Significance, permutation_test, stein_test
 from ebm_utils.stopping import Check, StopWhen
 from ebm_utils.summaries import Summary, Table, summary
+from ebm_utils.training import FitResult, ParameterAverage, cosine_schedule, fit
 
 __version__ = "0.1.0"
 
@@ -42,9 +43,11 @@ __all__ = [
     "Circles",
     "DensityDataset",
     "EightGaussians",
+    "FitResult",
     "GaussianMixture",
     "Grid",
     "ModeOccupancy",
+    "ParameterAverage",
     "Pinwheel",
     "Significance",
     "Spirals",
@@ -56,9 +59,11 @@ __all__ = [
     "TwoMoons",
     "autocorrelation_time",
     "bfmi",
+    "cosine_schedule",
     "energy_distance",
     "ess",
     "exact_kl",
+    "fit",
     "kernel_stein_discrepancy",
     "log_partition",
     "mcse",
