@@ -172,7 +172,7 @@ def test_fit_learns_two_moons_and_gives_back_the_averaged_energy():
         evaluate_every=300,
     )
     assert result.evaluation_steps == [300, 600]
-    assert judge(result.energy) == result.evaluations["kl"][-1] < 0.1
+    assert judge(result.energy) == result.evaluations["kl"][-1] < 0.3
     assert judge(energy) != result.evaluations["kl"][-1]
 
 

@@ -22,6 +22,8 @@ from ebm_utils.discrepancies import (
     mmd,
     sliced_wasserstein,
 )
+from ebm_utils.evaluation import auroc, expected_calibration_error, ood_auroc
+from ebm_utils.image_grid import plot_images
 from ebm_utils.plots import (
     plot_landscape,
     plot_samples,
@@ -29,7 +31,7 @@ from ebm_utils.plots import (
     plot_training,
     plot_trajectories,
 )
-from ebm_utils.quadrature import exact_kl, log_partition
+from ebm_utils.quadrature import exact_kl, exact_nll, log_partition
 from ebm_utils.significance import Significance, permutation_test, stein_test
 from ebm_utils.stopping import Check, StopWhen
 from ebm_utils.summaries import Summary, Table, summary
@@ -57,12 +59,15 @@ __all__ = [
     "SyntheticDataset",
     "Table",
     "TwoMoons",
+    "auroc",
     "autocorrelation_time",
     "bfmi",
     "cosine_schedule",
     "energy_distance",
     "ess",
     "exact_kl",
+    "exact_nll",
+    "expected_calibration_error",
     "fit",
     "kernel_stein_discrepancy",
     "log_partition",
@@ -70,7 +75,9 @@ __all__ = [
     "mmd",
     "mode_occupancy",
     "nested_rhat",
+    "ood_auroc",
     "permutation_test",
+    "plot_images",
     "plot_landscape",
     "plot_samples",
     "plot_traces",
