@@ -10,9 +10,9 @@ probability of a row, and
 
     ECE = Σ_b (n_b / n) |accuracy_b - mean confidence_b|.
 
-It is biased upwards: that of a perfectly calibrated classifier is about Σ_b (n_b / n) sqrt(2 p_b (1 -
-p_b) / (π n_b)), p_b being the confidence, which falls with the number of data and rises with that of
-bins. Compare classifiers on the same data and bins alone.
+It is biased upwards. With p_b the confidence of a bin, that of a perfectly calibrated classifier is
+about Σ_b (n_b / n) sqrt(2 p_b (1 - p_b) / (π n_b)), which falls with the number of data and rises
+with that of bins. Compare classifiers on the same data and bins alone.
 """
 
 import torch
@@ -87,7 +87,9 @@ def ood_auroc(
         x = to_tensor(name, states)
         x = x.to(device, dtype if x.is_floating_point() else x.dtype)
         model.batch_size(x)
-        parts = [check_energies(model(part), model.batch_shape(part)) for part in x.split(size)]
+        parts = [
+            check_energies(model(part), model.batch_shape(part)) for part in torch.split(x, size)
+        ]
         return torch.cat(parts)
 
     with torch.no_grad(), evaluation_mode(model):

@@ -236,7 +236,7 @@ def exact_nll(
     )
     model, total = as_energy(energy), 0.0
     with torch.no_grad(), evaluation_mode(model):
-        for chunk in states.split(chunk_size):
+        for chunk in torch.split(states, chunk_size):
             total += grid_energies(model, chunk, dtype).sum().item()
     return total / len(states) + log_z
 
