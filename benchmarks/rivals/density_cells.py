@@ -25,7 +25,7 @@ DATASETS = (
     "rings",
 )
 BOX, POINTS = 12.0, 600
-"""The KL divergence is computed by quadrature on (-BOX, BOX)²; squares of the board fall on cells."""
+"""The divergence is computed by quadrature on (-BOX, BOX)²; the board's edges fall on cells'."""
 
 DSM_NOISE = 0.1
 NCE_SCALE = 2.0
