@@ -107,6 +107,7 @@ class Benchmark:
         for core in sorted(os.sched_getaffinity(0), reverse=True)[: options.jobs]:
             self.cores.put(core)
         self.lock = threading.Lock()
+        self.workers: set[WorkerProcess] = set()
         self.began = time.monotonic()
 
     def run(self) -> None:
@@ -118,8 +119,14 @@ class Benchmark:
             for name, law in DATA.items()
         }
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            for done in [pool.submit(self.measure, cell) for cell in self.cells()]:
-                done.result()
+            try:
+                for done in [pool.submit(self.measure, cell) for cell in self.cells()]:
+                    done.result()
+            except BaseException:  # told to stop: cells that have not begun never will
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in list(self.workers):
+                    worker.stop()
+                raise
         self.say(f"done in {(time.monotonic() - self.began) / 60:.1f} minutes: {self.file}")
 
     def cells(self) -> list[Cell]:
@@ -171,12 +178,15 @@ class Benchmark:
             request = {"objective": cell.objective, "form": form, "seed": cell.seed}
             try:
                 with WorkerProcess(f"density_{cell.side}", python, {core}) as worker:
+                    self.workers.add(worker)
                     versions = worker.ask("info")["versions"]
                     answer = worker.ask(
                         "train", self.options.patience, **request, data=data, out=out
                     )
             except RivalError as error:
                 return {"error": str(error)}
+            finally:
+                self.workers.discard(worker)
             with self.lock:
                 self.found.setdefault("versions", {})[cell.side] = versions
             network = Network()
