@@ -44,11 +44,7 @@ LOSSES = {
         e, chains(e), k_steps=10, buffer_size=256
     ),
     "PT-CD": lambda e: named("ParallelTemperingContrastiveDivergence")(
-        e,
-        chains(e),
-        k_steps=2,
-        buffer_size=256,
-        betas=[round(0.1 ** (i / 7), 6) for i in range(8)],
+        e, chains(e), k_steps=2, buffer_size=256
     ),
     "CD-10": lambda e: named("ContrastiveDivergence")(e, chains(e), k_steps=10),
 }
