@@ -287,10 +287,19 @@ def test_wrong_arguments_are_refused(data, options, error):
         fit(likelihood(), data, **{"n_steps": 2, **options})
 
 
-@pytest.mark.parametrize("loss", (lambda x: x.sum(), lambda x: 3.0, Likelihood))
-def test_losses_that_are_none_are_refused(loss):
-    with pytest.raises(ConfigurationError):
-        fit(loss, run_data(), n_steps=2, parameters=None if loss(1.0 * run_data()) is None else [])
+@pytest.mark.parametrize(
+    ("loss", "trained", "error"),
+    (
+        (Likelihood, False, ConfigurationError),  # the class
+        (lambda x: x.mean(), False, ConfigurationError),  # nothing to train
+        (lambda x: 3.0, True, ConfigurationError),
+        (lambda x: x.mean(0), True, ShapeError),
+    ),
+)
+def test_losses_that_are_none_are_refused(loss, trained, error):
+    parameters = list(likelihood().parameters()) if trained else None
+    with pytest.raises(error):
+        fit(loss, run_data(), n_steps=2, parameters=parameters)
 
 
 # Ends
