@@ -179,7 +179,7 @@ class Benchmark:
             try:
                 with WorkerProcess(f"density_{cell.side}", python, {core}) as worker:
                     self.workers.add(worker)
-                    versions = worker.ask("info")["versions"]
+                    versions = worker.ask("info", 300)["versions"]
                     answer = worker.ask(
                         "train", self.options.patience, **request, data=data, out=out
                     )

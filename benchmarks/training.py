@@ -62,7 +62,7 @@ class Benchmark:
                 }
                 for side, worker in list(workers.items()):
                     try:
-                        answer = worker.ask("info")
+                        answer = worker.ask("info", 300)
                         self.found.setdefault("versions", {})[side] = answer["versions"]
                     except RivalError as error:
                         self.say(f"{side} does not start: {error}")
