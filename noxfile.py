@@ -23,6 +23,7 @@ TORCH = "torch==2.13.0"
 RIVALS = {
     "torch": (TORCH,),
     "torchebm": (TORCH, "torchebm==0.8.9"),
+    "ebmkit": (TORCH, "ebmkit==0.16.0"),
     "blackjax": ("blackjax",),
     "jax": ("jax",),
     "numpyro": ("numpyro",),
@@ -139,7 +140,8 @@ def tests(session: nox.Session, package: str) -> None:
 @nox.session(name="tests-integration", requires=["build"])
 def tests_integration(session: nox.Session) -> None:
     """What needs several components; the site's and the README's Python blocks."""
-    session.install(*wheels(*PACKAGES), *group("test"), *group("pages"))
+    groups = (*group("test"), *group("pages"), *group("integration"))
+    session.install(*wheels(*PACKAGES), *groups)
     session.run("pytest", *BY_FILE, "README.md", "docs", "tests-integration", *session.posargs)
 
 

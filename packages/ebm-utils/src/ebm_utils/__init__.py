@@ -22,6 +22,8 @@ from ebm_utils.discrepancies import (
     mmd,
     sliced_wasserstein,
 )
+from ebm_utils.evaluation import auroc, expected_calibration_error, ood_auroc
+from ebm_utils.image_grid import plot_images
 from ebm_utils.plots import (
     plot_landscape,
     plot_samples,
@@ -29,10 +31,11 @@ from ebm_utils.plots import (
     plot_training,
     plot_trajectories,
 )
-from ebm_utils.quadrature import exact_kl, log_partition
+from ebm_utils.quadrature import exact_kl, exact_nll, log_partition
 from ebm_utils.significance import Significance, permutation_test, stein_test
 from ebm_utils.stopping import Check, StopWhen
 from ebm_utils.summaries import Summary, Table, summary
+from ebm_utils.training import FitResult, ParameterAverage, cosine_schedule, fit
 
 __version__ = "0.1.0"
 
@@ -42,9 +45,11 @@ __all__ = [
     "Circles",
     "DensityDataset",
     "EightGaussians",
+    "FitResult",
     "GaussianMixture",
     "Grid",
     "ModeOccupancy",
+    "ParameterAverage",
     "Pinwheel",
     "Significance",
     "Spirals",
@@ -54,18 +59,25 @@ __all__ = [
     "SyntheticDataset",
     "Table",
     "TwoMoons",
+    "auroc",
     "autocorrelation_time",
     "bfmi",
+    "cosine_schedule",
     "energy_distance",
     "ess",
     "exact_kl",
+    "exact_nll",
+    "expected_calibration_error",
+    "fit",
     "kernel_stein_discrepancy",
     "log_partition",
     "mcse",
     "mmd",
     "mode_occupancy",
     "nested_rhat",
+    "ood_auroc",
     "permutation_test",
+    "plot_images",
     "plot_landscape",
     "plot_samples",
     "plot_traces",

@@ -35,6 +35,7 @@ from ebm_core import (
 )
 from ebm_core.energy import check_energies
 from ebm_core.validation import check_integer, check_number, check_positive
+from ebm_utils.arrays import TensorLike, to_tensor
 
 GridBounds = tuple[tuple[float, float], ...]
 """``(low, high)`` for each dimension of a box."""
@@ -172,6 +173,72 @@ def exact_kl(
             "widen bounds, raise n_points, or normalise log_density",
         )
     return max(0.0, cross / mass - math.log(mass) + log_z)
+
+
+def exact_nll(
+    energy: EnergyLike,
+    x: TensorLike,
+    bounds: Sequence[tuple[float, float]],
+    n_points: int | Sequence[int] = 400,
+    *,
+    max_outside_mass: float | None = 1e-4,
+    max_grid_error: float | None = 1e-3,
+    dtype: torch.dtype | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> float:
+    """The mean negative log-likelihood of states, mean E(x) + log Z, in nats a state.
+
+    Args:
+        energy: The model: an energy of vectors with one to three elements, or a callable ``(batch,
+            d) -> (batch,)``; evaluated in eval mode, without gradients.
+        x: States, ``(n, d)``, held-out data for example; they may lie outside ``bounds``.
+        bounds: ``(low, high)`` for each dimension; must hold the mass of the model.
+        n_points: Points of the grid; see `log_partition`.
+        max_outside_mass: See `log_partition`.
+        max_grid_error: See `log_partition`.
+        dtype: Dtype of the points and states that the energy is given; None for the energy's own.
+        chunk_size: Number of points evaluated at once.
+
+    Returns:
+        The mean; infinite where the model gives a state no density.
+
+    Raises:
+        ConfigurationError: If bounds or numbers make no sense, or the box has more than three
+            dimensions.
+        ShapeError: If states are not of the box's dimension, or there are none, or the energy takes
+            others.
+        NumericalError: If a state is not finite, or as of `log_partition`.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [-1.0]])
+        >>> nll = exact_nll(lambda x: x.square().sum(1) / 2, x, [(-8, 8)])
+        >>> round(nll - math.log(2 * math.pi) / 2, 6)
+        0.5
+    """
+    states = to_tensor("x", x)
+    dim = len(MidpointGrid(bounds, n_points).box)
+    if states.ndim != 2 or len(states) == 0 or states.shape[1] != dim:
+        raise ShapeError(
+            f"x has shape {tuple(states.shape)} and bounds are of {dim} dimensions",
+            f"(n, {dim}), at least one state",
+            "pass states of the box",
+        )
+    if not torch.isfinite(states).all():
+        raise NumericalError("x holds NaN or infinity", "finite states", "remove those states")
+    log_z = log_partition(
+        energy,
+        bounds,
+        n_points,
+        max_outside_mass=max_outside_mass,
+        max_grid_error=max_grid_error,
+        dtype=dtype,
+        chunk_size=chunk_size,
+    )
+    model, total = as_energy(energy), 0.0
+    with torch.no_grad(), evaluation_mode(model):
+        for chunk in torch.split(states, chunk_size):
+            total += grid_energies(model, chunk, dtype).sum().item()
+    return total / len(states) + log_z
 
 
 class MidpointGrid:
