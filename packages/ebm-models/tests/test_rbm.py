@@ -1,4 +1,4 @@
-"""The RBM against enumeration of both layers: energies, conditionals, log Z, gradients, centring."""
+"""The RBM against enumeration of both layers: energies, conditionals, gradients, centring."""
 
 import copy
 import itertools

@@ -1,4 +1,4 @@
-"""`BernoulliRBM`: the restricted Boltzmann machine of binary units, as an energy of its visible ones.
+"""`BernoulliRBM`: the restricted Boltzmann machine as an energy of its visible units.
 
 The joint energy of visible units v and hidden units h, both in {0, 1}, is
 
@@ -150,7 +150,8 @@ class BernoulliRBM(EnergyFunction):
                 f"a layer of at most {LARGEST}, whose 2^{LARGEST} states can be summed",
                 "estimate log Z by annealed importance sampling, or use fewer units",
             )
-        weight, own, other = self.weight, self.visible_bias, self.hidden_bias
+        weight: Tensor = self.weight
+        own, other = self.visible_bias, self.hidden_bias
         if self.n_hidden < self.n_visible:
             weight, own, other = weight.T, other, own
         parts = [
@@ -164,10 +165,10 @@ class BernoulliRBM(EnergyFunction):
         """Move the offsets towards the units' means on data; energies stay the same.
 
         μ moves to the mean of ``v``, λ to that of P(h = 1 | v), by the fraction ``rate`` of the
-        way, and b̃ and c̃ with them. Call it once on the data, after `initialize_from`, or before each
-        step on the batch with a rate of about 0.01, since λ moves as the machine learns (Melchior
-        et al. find such a sliding average best). The distribution stays the same, but not what an
-        optimiser remembers of the gradients: that belongs to the coordinates of before.
+        way, and b̃ and c̃ with them. Call it once on the data, after `initialize_from`, or before
+        each step on the batch with a rate of about 0.01, since λ moves as the machine learns. The
+        distribution stays the same, but not what an optimiser remembers of the gradients: that
+        belongs to the coordinates of before.
 
         Args:
             v: Data, ``(batch, n_visible)``.
@@ -194,8 +195,8 @@ class BernoulliRBM(EnergyFunction):
         """Set the visible bias to the log odds of data, and centre the machine on them.
 
         With its small initial weights the machine then has the data's means from the start (Hinton
-        2012, section 8.1). A unit that is on in k of n patterns gets log((k + ½)/(n - k + ½)), which
-        is finite where k is 0 or n.
+        2012, section 8.1). A unit that is on in k of n patterns gets log((k + ½)/(n - k + ½)),
+        finite also where k is 0 or n.
 
         Args:
             v: Data, ``(batch, n_visible)``.
