@@ -37,7 +37,7 @@ class ModuleEnergy(BaseModel):
         base_scale: float | None = None,
     ) -> None:
         super().__init__(event_shape, base_scale)
-        self.module = _check_module(module)
+        self.module = check_module(module)
 
     def network_energy(self, x: Tensor) -> Tensor:
         """The network's output at ``x``."""
@@ -45,7 +45,12 @@ class ModuleEnergy(BaseModel):
         return energy
 
 
-def _check_module(module: Any) -> nn.Module:
+def check_module(module: Any) -> nn.Module:
+    """The module, if it is one.
+
+    Raises:
+        ConfigurationError: If not.
+    """
     if not isinstance(module, nn.Module):
         raise ConfigurationError(
             f"module is {module!r}",
