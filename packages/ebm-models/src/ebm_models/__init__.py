@@ -12,6 +12,7 @@ from ebm_models.features import FourierFeatures
 from ebm_models.mlp import MLPEnergy
 from ebm_models.rbm import BernoulliRBM
 from ebm_models.residual import ResidualBlock, ResidualNetwork, ResNetEnergy
+from ebm_models.saving import constructor_arguments, load, load_into, register, save
 from ebm_models.wrapper import ModuleEnergy
 
 __version__ = "0.1.0"
@@ -30,4 +31,9 @@ __all__ = [
     "ResNetEnergy",
     "ResidualBlock",
     "ResidualNetwork",
+    "constructor_arguments",
+    "load",
+    "load_into",
+    "register",
+    "save",
 ]

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from ebm_core import ConfigurationError, EnergyFunction, ShapeError
 from ebm_core.validation import check_integer
 from ebm_models.base import BaseModel
+from ebm_models.saving import register
 from ebm_models.wrapper import check_module
 
 
+@register
 class ConditionalEnergy(BaseModel):
     """E(x, y) = network(x)[y] + |x|² / (2 base_scale²) for labels y = 0, …, K - 1.
 
@@ -179,6 +181,7 @@ class GivenLabels(EnergyFunction):
         return self.conditional.joint_energy(x, self.labels.expand(n))
 
 
+@register
 class ClassifierEnergy(ConditionalEnergy):
     """A classifier as an energy: E(x, y) = -logits(x)[y], E(x) = -logsumexp logits(x) (JEM).
 

@@ -9,8 +9,10 @@ from ebm_core import ConfigurationError
 from ebm_core.validation import check_event_shape, check_integer
 from ebm_models.activations import Activation, make_activation
 from ebm_models.base import BaseModel
+from ebm_models.saving import register
 
 
+@register
 class ConvNetwork(nn.Module):
     """A convolution that keeps the resolution, then convolutions that halve it, then a linear map.
 
@@ -74,6 +76,7 @@ class ConvNetwork(nn.Module):
         return outputs
 
 
+@register
 class ConvEnergy(BaseModel):
     """E(x) = ConvNetwork(x) + |x|² / (2 base_scale²), on images.
 

@@ -11,8 +11,10 @@ from ebm_core.validation import check_event_shape, check_integer, check_positive
 from ebm_models.activations import Activation, make_activation
 from ebm_models.base import BaseModel
 from ebm_models.features import FourierFeatures
+from ebm_models.saving import register
 
 
+@register
 class MLPEnergy(BaseModel):
     """E(x) = MLP(x) + |x|² / (2 base_scale²), on events of any shape, which are flattened.
 

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from ebm_core import ConfigurationError, EnergyFunction, ShapeError, SupportError
 from ebm_core.validation import check_integer, check_number, check_positive
+from ebm_models.saving import register
 
 LARGEST = 22
 """Units of the smaller layer up to which all of its states are summed."""
@@ -40,6 +41,7 @@ _CHUNK = 2**20
 """Elements of an array of states times units that are held at once."""
 
 
+@register
 class BernoulliRBM(EnergyFunction):
     """F(v) = -b·v - Σ_j softplus(c_j + W_j·v): the free energy of v in {0, 1}ⁿ (Smolensky 1986).
 

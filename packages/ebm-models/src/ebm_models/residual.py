@@ -14,6 +14,7 @@ from ebm_core.validation import check_integer
 from ebm_models.activations import Activation, make_activation
 from ebm_models.base import BaseModel
 from ebm_models.convolutional import check_channels, check_image_shape, check_size, normalized
+from ebm_models.saving import register
 
 
 class ResidualBlock(nn.Module):
@@ -44,6 +45,7 @@ class ResidualBlock(nn.Module):
         return outputs
 
 
+@register
 class ResidualNetwork(nn.Module):
     """A 3 × 3 convolution, stages of residual blocks, the mean over the image, a linear map.
 
@@ -104,6 +106,7 @@ class ResidualNetwork(nn.Module):
         return outputs
 
 
+@register
 class ResNetEnergy(BaseModel):
     """E(x) = ResidualNetwork(x) + |x|² / (2 base_scale²), on images.
 

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from ebm_core import ConfigurationError
 from ebm_models.base import BaseModel
+from ebm_models.saving import register
 
 
+@register
 class ModuleEnergy(BaseModel):
     """E(x) = module(x) + |x|² / (2 base_scale²).
 
