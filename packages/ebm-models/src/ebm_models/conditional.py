@@ -113,7 +113,7 @@ class ConditionalEnergy(BaseModel):
         wanted = f"integers from 0 to {self.n_classes - 1}"
         if not isinstance(labels, Tensor):
             check_integer("labels", labels)
-            labels = torch.tensor(labels)
+            labels = torch.tensor(int(labels))
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise ConfigurationError(
                 f"labels have dtype {labels.dtype}", wanted, "convert them with labels.long()"
@@ -130,8 +130,8 @@ class ConditionalEnergy(BaseModel):
                 wanted,
                 "number the classes from 0, and pass their number as n_classes",
             )
-        labels = labels.long()
-        return labels if n is None or labels.ndim == 1 else labels.expand(n)
+        index: Tensor = labels.long()
+        return index if n is None or index.ndim == 1 else index.expand(n)
 
     def _outputs(self, x: Tensor) -> Tensor:
         outputs: Any = self.network(x)
@@ -216,7 +216,7 @@ class ClassifierEnergy(ConditionalEnergy):
 
     def class_energies(self, x: Tensor) -> Tensor:
         """Minus the logits, ``(batch, n_classes)``."""
-        return -self._outputs(x)
+        return self._outputs(x).neg()
 
     def log_prob(self, x: Tensor, labels: Tensor | int | None = None) -> Tensor:
         """Log p(y | x) in nats.
