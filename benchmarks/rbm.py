@@ -40,8 +40,8 @@ RESULTS = Path(__file__).parent / "results"
 N_HIDDEN = 16
 CHAINS = 128
 BETAS = (1.0, 0.8, 0.6, 0.4, 0.2)
-UPDATES = {"bars 3x3": 20_000, "bars 4x4": 30_000, "digits": 20_000}
-LEARNING_RATE = {"bars 3x3": 0.005, "bars 4x4": 0.005, "digits": 0.002}
+UPDATES = {"bars 3x3": 10_000, "bars 4x4": 15_000, "digits": 20_000}
+LEARNING_RATE = {"bars 3x3": 0.01, "bars 4x4": 0.01, "digits": 0.01}
 SIZES = ((16, 16, 128), (16, 16, 1280), (64, 16, 128), (784, 500, 100))
 """Visible units, hidden units and chains of which a step is timed."""
 EVALUATIONS = 100

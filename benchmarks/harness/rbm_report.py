@@ -21,7 +21,7 @@ TITLES = {
 
 def write_page(found: Results, page: Path) -> None:
     """Put the tables between the markers of a page."""
-    fill(page, "rbm", "\n\n".join(sections(found)))
+    fill(page, "rbm", "\n\n".join(filter(None, sections(found))))
 
 
 def sections(found: Results) -> Iterator[str]:
