@@ -197,7 +197,7 @@ def bench_rival(session: nox.Session, rival: str) -> None:
 @nox.session(requires=["build", "bench-rival"])
 def bench(session: nox.Session) -> None:
     """Measure: every script of benchmarks/, or one with its options (`-- chains --quick`)."""
-    session.install(*wheels(*PACKAGES))
+    session.install(*wheels(*PACKAGES), "scikit-learn")
     name, *options = session.posargs or ("",)
     for path in sorted(Path("benchmarks").glob(f"{name or '*'}.py")):
         if path.name != "targets.py":  # which scripts import

@@ -9,7 +9,17 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebm_core.testing import ModelConformance, ReferenceLangevin
-from ebm_models import BaseModel, MLPEnergy, ModuleEnergy
+from ebm_models import (
+    BaseModel,
+    ClassifierEnergy,
+    ConditionalEnergy,
+    ConvEnergy,
+    ConvNetwork,
+    MLPEnergy,
+    ModuleEnergy,
+    ResidualNetwork,
+    ResNetEnergy,
+)
 
 
 class Convolutional(BaseModel):
@@ -23,8 +33,8 @@ class Convolutional(BaseModel):
         return self.network(x)
 
 
-def perceptron():
-    return nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
+def perceptron(n_outputs=1):
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, n_outputs))
 
 
 MODELS = {
@@ -35,6 +45,14 @@ MODELS = {
     "scalars": lambda: MLPEnergy((), (8,), "gelu", base_scale=1.0),
     "wrapped": lambda: ModuleEnergy(perceptron(), (2, 3), base_scale=2.0),
     "subclass": Convolutional,
+    "convolutions": lambda: ConvEnergy((1, 4, 4), (3, 5), base_scale=2.0),
+    "residual": lambda: ResNetEnergy((2, 4, 4), (3, 4), 1, "softplus"),
+    "classifier": lambda: ClassifierEnergy(ConvNetwork((1, 4, 4), (3,), 3), 3, (1, 4, 4), 2.0),
+    "conditional": lambda: ConditionalEnergy(perceptron(3), 3, (2, 3)),
+    "given": lambda: ConditionalEnergy(perceptron(3), 3, (2, 3), 1.0).given(1),
+    "residual classifier": lambda: ClassifierEnergy(
+        ResidualNetwork((1, 4, 4), (3,), 2, 1), 2, (1, 4, 4)
+    ),
 }
 
 
@@ -78,7 +96,10 @@ def test_is_traced_once_for_all_states_and_weights(energy):
         return torch.func.functional_call(energy, tensors, (x,))
 
     graph = make_fx(value)(tensors, x)
-    changed = {name: tensor + 0.5 for name, tensor in tensors.items()}
+    changed = {
+        name: tensor + 0.5 if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
     torch.testing.assert_close(graph(changed, 2 * x), value(changed, 2 * x))
     rows = torch.func.vmap(lambda row: energy(row[None])[0])(x)
     torch.testing.assert_close(rows, energy(x))

@@ -27,9 +27,8 @@ def test_streams_keys_and_chains_differ():
     assert not torch.isclose(first[0], first[1]).any()
     for key, stream in ((1, Stream.NOISE), (2**32, Stream.NOISE), (0, Stream.ACCEPT)):
         assert not torch.isclose(first, fill_normals(torch.empty(2, 8), key, stream)).any()
-    names = (
-        "START NOISE MOMENTUM ACCEPT LENGTH DIRECTION SWAP PROPOSAL LEAF"  # public, as seeds are
-    )
+    # public, as seeds are
+    names = "START NOISE MOMENTUM ACCEPT LENGTH DIRECTION SWAP PROPOSAL LEAF UNITS"
     assert {stream.name: int(stream) for stream in Stream} == {
         name: number for number, name in enumerate(names.split())
     }

@@ -3,7 +3,15 @@
 from ebm_core.composition import MixtureEnergy, ScaledEnergy, SumEnergy
 from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, evaluation_mode, state_options
 from ebm_core.errors import ConfigurationError, EBMError, NumericalError, ShapeError, SupportError
-from ebm_core.protocols import BaseLoss, BaseSampler, ExactDistribution, Sampler, TemperedSampler
+from ebm_core.protocols import (
+    BaseLoss,
+    BaseSampler,
+    BipartiteBinary,
+    BlockConditionals,
+    ExactDistribution,
+    Sampler,
+    TemperedSampler,
+)
 from ebm_core.results import Moments, SampleResult
 from ebm_core.seeding import draw_key, make_generator
 from ebm_core.support import is_discrete, require_continuous, require_discrete, spin
@@ -13,6 +21,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BaseLoss",
     "BaseSampler",
+    "BipartiteBinary",
+    "BlockConditionals",
     "ConfigurationError",
     "EBMError",
     "EnergyFunction",

@@ -88,6 +88,71 @@ class ExactDistribution(Protocol):
         ...
 
 
+class BlockConditionals(Protocol):
+    """An energy on discrete states whose blocks of sites can be drawn from their conditionals.
+
+    Sites of a block are independent of each other, given the rest (the two colours of a
+    checkerboard). `n_blocks` conditionals one after the other leave exp(-beta E) invariant.
+
+    Attributes:
+        n_blocks: Number of blocks; together they are all sites.
+    """
+
+    n_blocks: int
+
+    def sample_block(
+        self, x: Tensor, block: int, uniforms: Tensor, *, beta: float | Tensor | None = None
+    ) -> Tensor:
+        """Draw the sites of one block from their law given all others, under exp(-beta E).
+
+        Args:
+            x: States, ``(chain, *event)``, of an integer or floating dtype; not modified.
+            block: Number of the block, from 0 to ``n_blocks`` - 1.
+            uniforms: In (0, 1), of the shape of ``x``: one a site; those of other blocks are not
+                used. A function of these and of ``x`` alone, the result can be repeated.
+            beta: Inverse temperature, a number or one a chain, ``(chain,)``; None for 1. Samplers
+                leave it out where it is 1.
+
+        Returns:
+            States of the shape and dtype of ``x``.
+        """
+        ...
+
+
+class BipartiteBinary(Protocol):
+    """A restricted Boltzmann machine: binary visible and hidden units, no bonds within a layer.
+
+    The joint energy is E(v, h) = -b·v - c·h - h·Wv for v and h in {0, 1}; called with v, the object
+    gives the free energy F(v) = -b·v - Σ_j log(1 + exp(c_j + W_j·v)), up to a constant. What a
+    sampler needs for block Gibbs steps v → h → v. Test for it with ``hasattr``: ``isinstance`` with
+    a protocol does not see the parameters of a ``torch.nn.Module``.
+
+    Attributes:
+        weight: W, ``(n_hidden, n_visible)``.
+        visible_bias: b, ``(n_visible,)``.
+        hidden_bias: c, ``(n_hidden,)``.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        """W, ``(n_hidden, n_visible)``."""
+        ...
+
+    @property
+    def visible_bias(self) -> Tensor:
+        """b, ``(n_visible,)``."""
+        ...
+
+    @property
+    def hidden_bias(self) -> Tensor:
+        """c, ``(n_hidden,)``."""
+        ...
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Free energies ``(batch,)`` of ``(batch, n_visible)``."""
+        ...
+
+
 class BaseSampler(ABC):
     """A sampler of one energy, with results that say how it went.
 

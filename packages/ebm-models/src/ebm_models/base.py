@@ -84,6 +84,10 @@ class BaseModel(EnergyFunction):
         self.batch_size(x)
         energy = _check_output(self.network_energy(x), x)
         energy = energy.squeeze(1) if energy.ndim == 2 else energy
+        return self.with_base(energy, x)
+
+    def with_base(self, energy: Tensor, x: Tensor) -> Tensor:
+        """Energies ``(batch,)`` of states ``(batch, *event)``, with the base term added."""
         if self.base_scale is None:
             return energy
         return energy + _squared_norm(x.to(energy.dtype)) / (2 * self.base_scale.square())

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from ebm_core.validation import check_integer, check_positive
+from ebm_models.saving import register
 
 
+@register
 class FourierFeatures(nn.Module):
     """x ↦ (x, sin Ωx, cos Ωx) with fixed random frequencies (Tancik et al. 2020, arXiv:2006.10739).
 

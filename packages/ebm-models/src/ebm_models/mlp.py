@@ -1,28 +1,20 @@
 """`MLPEnergy`: a multilayer perceptron as an energy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ebm_core import ConfigurationError
-from ebm_core.validation import check_choice, check_event_shape, check_integer, check_positive
+from ebm_core.validation import check_event_shape, check_integer, check_positive
+from ebm_models.activations import Activation, make_activation
 from ebm_models.base import BaseModel
 from ebm_models.features import FourierFeatures
-
-Activation = Callable[[Tensor], Tensor]
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
-}
+from ebm_models.saving import register
 
 
+@register
 class MLPEnergy(BaseModel):
     """E(x) = MLP(x) + |x|² / (2 base_scale²), on events of any shape, which are flattened.
 
@@ -69,7 +61,7 @@ class MLPEnergy(BaseModel):
         super().__init__(check_event_shape("event_shape", event_shape), base_scale)
         assert self.event_shape is not None
         self.n_inputs = self.event_shape.numel()
-        self.activation = _activation(activation)
+        self.activation = make_activation(activation)
         width = self.n_inputs
         self.features: FourierFeatures | None = None
         if check_integer("n_frequencies", n_frequencies):
@@ -96,19 +88,6 @@ class MLPEnergy(BaseModel):
             x = self.activation(layer(x))
         energy: Tensor = self.output(x)
         return energy
-
-
-def _activation(activation: Any) -> Activation:
-    if callable(activation) and not isinstance(activation, type):
-        function: Activation = activation
-        return function
-    if isinstance(activation, str):
-        return _ACTIVATIONS[check_choice("activation", activation, tuple(_ACTIVATIONS))]()
-    raise ConfigurationError(
-        f"activation is {activation!r}",
-        "the name of one, a function of a tensor, or an instance of a module",
-        "pass 'silu', torch.sin or torch.nn.SiLU(), for example",
-    )
 
 
 def _widths(hidden: Any) -> list[int]:

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from ebm_core import ConfigurationError
 from ebm_models.base import BaseModel
+from ebm_models.saving import register
 
 
+@register
 class ModuleEnergy(BaseModel):
     """E(x) = module(x) + |x|² / (2 base_scale²).
 
@@ -37,7 +39,7 @@ class ModuleEnergy(BaseModel):
         base_scale: float | None = None,
     ) -> None:
         super().__init__(event_shape, base_scale)
-        self.module = _check_module(module)
+        self.module = check_module(module)
 
     def network_energy(self, x: Tensor) -> Tensor:
         """The network's output at ``x``."""
@@ -45,7 +47,12 @@ class ModuleEnergy(BaseModel):
         return energy
 
 
-def _check_module(module: Any) -> nn.Module:
+def check_module(module: Any) -> nn.Module:
+    """The module, if it is one.
+
+    Raises:
+        ConfigurationError: If not.
+    """
     if not isinstance(module, nn.Module):
         raise ConfigurationError(
             f"module is {module!r}",

@@ -7,6 +7,7 @@ from ebm_samplers.automatic import sample
 from ebm_samplers.captured import without_graphs
 from ebm_samplers.engines import Explanation
 from ebm_samplers.fused import clear_cache, fuse
+from ebm_samplers.gibbs import BlockGibbs
 from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
 from ebm_samplers.langevin import MALA, LangevinDynamics
 from ebm_samplers.noise import fill_normals, fill_uniforms
@@ -25,6 +26,7 @@ __all__ = [
     "MALA",
     "NUTS",
     "AnnealedLangevin",
+    "BlockGibbs",
     "Context",
     "Explanation",
     "HamiltonianMonteCarlo",

@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
-from ebm_core import ConfigurationError, EnergyFunction, ShapeError, state_options
+from ebm_core import (
+    ConfigurationError,
+    EnergyFunction,
+    ShapeError,
+    SupportError,
+    is_discrete,
+    spin,
+    state_options,
+)
+from ebm_core.support import same_support
 from ebm_core.validation import check_event_shape, check_integer, check_positive, check_tensor
 from ebm_samplers.chains import Position
-from ebm_samplers.noise import fill_normals
+from ebm_samplers.noise import fill_normals, fill_uniforms
 from ebm_samplers.streams import Stream
 
 if TYPE_CHECKING:
@@ -23,16 +34,29 @@ Beta = float | Tensor | Sequence[float] | np.ndarray[Any, np.dtype[Any]]
 
 
 def checked_states(energy: EnergyFunction, x: Tensor, name: str = "x_init") -> Tensor:
-    """Start states, detached, if they are floating-point states with one chain axis."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+    """Start states, detached, if they are states with one chain axis.
+
+    Floating-point ones; where the energy's support is discrete, numbers of any dtype inside it.
+    """
+    discrete = is_discrete(energy.support)
+    if not isinstance(x, Tensor) or not (x.is_floating_point() or discrete) or x.is_complex():
         given = f"dtype {x.dtype}" if isinstance(x, Tensor) else f"type {type(x).__name__}"
         raise ConfigurationError(
             f"{name} has {given}",
-            "a tensor of floating-point states",
+            "a tensor of states" if discrete else "a tensor of floating-point states",
             f"convert it, as in {name}.float()",
         )
     if energy.batch_size(x) == 0:
         raise ShapeError(f"{name} has shape {tuple(x.shape)}", "one chain or more", "pass a state")
+    if discrete:
+        support: Any = energy.support  # whose methods have no annotations
+        outside = int((~support.check(x)).sum())
+        if outside:
+            raise SupportError(
+                f"{outside} elements of {name} are outside the support {energy.support}",
+                "states inside it",
+                "make the data discrete first, as in (x > threshold).to(torch.int8)",
+            )
     return x.detach() if x.requires_grad else x
 
 
@@ -78,17 +102,46 @@ def empty_states(
             "pass dim, the number of elements (or the shape) of a state",
         )
     device, dtype = state_options(energy)
+    if is_discrete(energy.support):
+        labels = isinstance(energy.support, constraints.integer_interval)
+        dtype = torch.int64 if labels else torch.int8
+        return torch.zeros((n_samples, *event_shape), device=device, dtype=dtype)
     return checked_states(energy, torch.empty(n_samples, *event_shape, device=device, dtype=dtype))
 
 
-def fill_start(position: Position) -> None:
-    """Normals of stream START, at the index of the next step."""
+def fill_start(position: Position, support: Constraint) -> None:
+    """Start states from numbers of stream START, at the index of the next step.
+
+    Normals; where the support is discrete, uniform states.
+    """
     x = position.x.view(len(position.x), -1)
     index = position.counter * x.shape[1]
-    fill_normals(x, position.key, Stream.START, position.first_chain, index)
+    if not is_discrete(support):
+        fill_normals(x, position.key, Stream.START, position.first_chain, index)
+        return
+    out = torch.empty(x.shape, dtype=torch.float64, device=x.device)
+    fill_uniforms(out, position.key, Stream.START, position.first_chain, index)
+    if same_support(support, spin):
+        x.copy_(2 * (out < 0.5) - 1)
+        return
+    low, high = _bounds(support)
+    x.copy_(low + (out * (high - low + 1)).floor())
 
 
-def checked_beta(beta: Beta | None, x: Tensor) -> float | Tensor | None:
+def _bounds(support: Constraint) -> tuple[int, int]:
+    """The smallest and largest element of binary or labelled states."""
+    if same_support(support, constraints.boolean):
+        return 0, 1
+    if isinstance(support, constraints.integer_interval):
+        return int(support.lower_bound), int(support.upper_bound)
+    raise ConfigurationError(
+        f"x_init is None, and no uniform states are known on the support {support}",
+        "start states",
+        "pass x_init",
+    )
+
+
+def checked_beta(beta: Beta | None, x: Tensor, dtype: torch.dtype) -> float | Tensor | None:
     """Inverse temperatures: None, a positive number, or ``(chain,)`` on the device of ``x``."""
     if beta is None:
         return None
@@ -100,7 +153,7 @@ def checked_beta(beta: Beta | None, x: Tensor) -> float | Tensor | None:
         return check_positive("beta", beta)
     if not isinstance(beta, Tensor | np.ndarray | list | tuple):
         return check_positive("beta", beta)
-    betas = check_tensor("beta", beta, (len(x),)).detach().to(x, copy=True)
+    betas = check_tensor("beta", beta, (len(x),)).detach().to(x.device, dtype, copy=True)
     if not (betas > 0).all():
         raise ConfigurationError(
             f"beta has the element {betas.min().item():g}",

@@ -161,6 +161,8 @@ def kernel_of(sampler: "MarkovSampler") -> str:
         CannotFuse: If there is none.
     """
     kernel, changed, step = _kernel_of(type(sampler))
+    if kernel is None:
+        raise CannotFuse(f"{type(sampler).__name__} has no kernel")
     changed = changed | (step & vars(sampler).keys())
     if changed:
         raise CannotFuse(f"{type(sampler).__name__} has its own {', '.join(sorted(changed))}")
@@ -168,7 +170,7 @@ def kernel_of(sampler: "MarkovSampler") -> str:
 
 
 @functools.cache
-def _kernel_of(kind: "type[MarkovSampler]") -> tuple[str, set[str], set[str]]:
+def _kernel_of(kind: "type[MarkovSampler]") -> tuple[str | None, set[str], set[str]]:
     """The name of the kernel, the parts of the step that a derived class changed, and all parts."""
     own: set[str] = set()
     for base in kind.__mro__:
@@ -178,4 +180,4 @@ def _kernel_of(kind: "type[MarkovSampler]") -> tuple[str, set[str], set[str]]:
             step |= {"start", "evaluate", "transition"}
             return str(kernel), own & step, step
         own |= {name for name in vars(base) if not name.startswith("__")}
-    raise CannotFuse(f"{kind.__name__} has no kernel")
+    return None, set(), set()

@@ -137,6 +137,7 @@ class Noise:
         self._normals: dict[int, tuple[Tensor, ...]] = {}
         self._uniforms: dict[int, tuple[Tensor, ...]] = {}
         self._shared: dict[int, list[float]] = {}
+        self._several: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
     def normals(self, stream: int, step: int) -> Tensor:
         """Standard normals of a step, ``(chain, *event)``; of one call each, not to be modified."""
@@ -155,6 +156,15 @@ class Noise:
             self._uniforms[stream] = out.unbind(1)
         return self._uniforms[stream][step - self.first_step]
 
+    def uniforms_all(self, stream: int, per_step: int, step: int) -> Tensor:
+        """All of the ``per_step`` uniforms of a step, ``(chain, per_step)``."""
+        kind = stream, per_step
+        if kind not in self._several:
+            out = self._empty(self.n_steps * per_step)
+            fill_uniforms(out, self.key, stream, self.first_chain, self.first_step * per_step)
+            self._several[kind] = out.view(len(out), self.n_steps, per_step).unbind(1)
+        return self._several[kind][step - self.first_step]
+
     def uniforms_of(self, stream: int, per_step: int, step: int, first: int, n: int) -> Tensor:
         """Of the ``per_step`` uniforms of a step ``n`` from number ``first`` on: ``(chain, n)``."""
         first += step * per_step
@@ -170,4 +180,5 @@ class Noise:
         return self._shared[stream][step - self.first_step]
 
     def _empty(self, length: int) -> Tensor:
-        return torch.empty((len(self.like), length), dtype=self.like.dtype, device=self.like.device)
+        dtype = self.like.dtype if self.like.is_floating_point() else torch.float32
+        return torch.empty((len(self.like), length), dtype=dtype, device=self.like.device)

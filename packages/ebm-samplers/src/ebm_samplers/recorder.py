@@ -142,14 +142,14 @@ class Recorder:
             }
             trajectory, potential = None, state.energy[:, None].clone()
         step_size = torch.as_tensor(
-            mark.moment.step_size, dtype=state.x.dtype, device=state.x.device
+            mark.moment.step_size, dtype=state.energy.dtype, device=state.x.device
         )
         return SampleResult(
             final=state.x.clone(),
             trajectory=trajectory,
             potential=potential,
             stats={**columns, "step_size": step_size.expand(n_chains).clone()},
-            moments=None if mark.moments is None else _as_dtype(mark.moments, state.x.dtype),
+            moments=None if mark.moments is None else _as_dtype(mark.moments, _floating(state)),
             seed=self.chains.key,
             resume=self._resume(mark),
         )
@@ -239,6 +239,11 @@ def _moments(draws: Tensor) -> Moments:
     """Moments of draws, ``(chain, draw, *event)``."""
     mean = draws.mean(1)
     return Moments(draws.shape[1], mean, (draws - mean[:, None]).square().sum(1))
+
+
+def _floating(state: State) -> torch.dtype:
+    """The dtype of means: that of states, of energies where states are integers."""
+    return state.x.dtype if state.x.is_floating_point() else state.energy.dtype
 
 
 def _as_dtype(moments: Moments, dtype: torch.dtype) -> Moments:

@@ -40,6 +40,7 @@ from ebm_core import (
     draw_key,
     evaluation_mode,
     require_continuous,
+    state_options,
 )
 from ebm_core.energy import EnergyLike
 from ebm_core.protocols import Callback, Keep
@@ -111,7 +112,7 @@ class MarkovSampler(BaseSampler):
         engine: str = "auto",
     ) -> None:
         super().__init__(energy)
-        require_continuous(self.energy.support, type(self).__name__)
+        self.require_support()
         self.engine = check_choice("engine", engine, ("auto", "fused", "torch"))
         self.adaptation = (
             None if target_acceptance is None else StepSizeAdaptation(target_acceptance)
@@ -132,6 +133,14 @@ class MarkovSampler(BaseSampler):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy begins with: no call has been made."""
         return {**vars(self), "_last": LastCall()}
+
+    def require_support(self) -> None:
+        """Refuse an energy on states that the steps are not made for; discrete ones, by default.
+
+        Raises:
+            SupportError: If it is defined on such states.
+        """
+        require_continuous(self.energy.support, type(self).__name__)
 
     @abstractmethod
     def transition(self, state: State, context: Context) -> tuple[State, Statistics]:
@@ -290,7 +299,7 @@ class MarkovSampler(BaseSampler):
             position, reserved, n_steps, adapts=True, check_start=True, ahead=n_steps
         ) as chains:
             last.rate = chains.advance(n_steps, self.adaptation, age=chains.counter)
-            last.dtype, final = position.x.dtype, chains.x
+            last.dtype, final = chains.state.energy.dtype, chains.x
             if type(self).enter is MarkovSampler.enter:
                 last.repeat = chains.repeat()
             return final
@@ -323,7 +332,8 @@ class MarkovSampler(BaseSampler):
         moves a copy. Of nested runs, the step of the outer one stays.
 
         Args:
-            x_init: Start states, ``(chain, *event)``; not modified. None to start from N(0, I).
+            x_init: Start states, ``(chain, *event)``; not modified. None to start from N(0, I), or
+                from uniform states where the energy's support is finite.
             n_steps: Transitions after ``burn_in``.
             n_samples: Number of chains, where ``x_init`` is None.
             dim: Event shape (int or tuple), where ``x_init`` is None and the energy's
@@ -383,7 +393,7 @@ class MarkovSampler(BaseSampler):
             else:
                 position = self._position(x=x, key=draw_key(seed), **settings)
             if x_init is None:
-                fill_start(position)
+                fill_start(position, self.energy.support)
         burn_in += position.burn_in
         own = resume is None and seed is None
         follows = own or (resume is not None and position.key == self._key)
@@ -509,6 +519,6 @@ class MarkovSampler(BaseSampler):
         return self._position(x=x, key=self._key, counter=self._counter, **settings)
 
     def _position(self, x: Tensor, beta: Beta | None = None, **settings: Any) -> Position:
-        return Position(
-            x=x, beta=checked_beta(beta, x), step_size=self._adapted_step_size, **settings
-        )
+        dtype = x.dtype if x.is_floating_point() else state_options(self.energy)[1]
+        beta = checked_beta(beta, x, dtype)
+        return Position(x=x, beta=beta, step_size=self._adapted_step_size, **settings)

@@ -81,6 +81,10 @@ class Context:
         """
         return self._noise.uniforms_of(stream, per_step, self._step, first, n)
 
+    def uniforms_all(self, stream: int, per_step: int) -> Tensor:
+        """All uniforms of a step that has several in this stream, ``(chain, per_step)``."""
+        return self._noise.uniforms_all(stream, per_step, self._step)
+
     def shared_uniform(self, stream: int) -> float:
         """One uniform in (0, 1) of this step for all chains, and for all numbers of chains."""
         return self._noise.shared_uniform(stream, self._step)

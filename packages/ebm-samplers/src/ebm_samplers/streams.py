@@ -29,3 +29,5 @@ class Stream(IntEnum):
     """Uniforms that choose among discrete proposals."""
     LEAF = 8
     """Uniforms that choose among the leaves of a tree, 2¹⁶ a transition."""
+    UNITS = 9
+    """Uniforms that units of discrete states are drawn with, block by block."""

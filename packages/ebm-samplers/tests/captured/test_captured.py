@@ -14,6 +14,7 @@ from ebm_samplers import (
     MALA,
     NUTS,
     AnnealedLangevin,
+    BlockGibbs,
     HamiltonianMonteCarlo,
     LangevinDynamics,
     MarkovSampler,
@@ -668,3 +669,31 @@ def test_autocast_is_left_to_single_steps(opened, monkeypatch):
     captured, _ = pair(SAMPLERS["langevin"])
     captured.sample(states(), n_steps=40, seed=1)
     assert opened == [TorchChains]
+
+
+@pytest.mark.parametrize("dtype", (torch.int8, torch.float32))
+@pytest.mark.parametrize("beta", (None, 0.5))
+def test_block_gibbs_goes_step_by_step(opened, dtype, beta):
+    """A step has several uniforms a chain, which graphs do not offer; integers are no obstacle."""
+
+    class Machine(torch.nn.Module):
+        support, event_shape = torch.distributions.constraints.boolean, torch.Size([4])
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.linspace(-2, 2, 12).view(3, 4))
+            self.visible_bias = torch.nn.Parameter(torch.zeros(4))
+            self.hidden_bias = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, v):
+            inputs = v.to(self.weight.dtype) @ self.weight.T + self.hidden_bias
+            return -torch.nn.functional.softplus(inputs).sum(1)
+
+    x = torch.zeros(9, 4, dtype=dtype)
+    sampler = BlockGibbs(Machine())
+    options = {"n_steps": 40, "seed": 0, "beta": beta, "keep": "trajectory"}
+    result = sampler.sample(x, **options)
+    with without_graphs():
+        want = sampler.sample(x, **options)
+    assert torch.equal(result.trajectory, want.trajectory)
+    assert set(opened) == {TorchChains}

@@ -51,6 +51,14 @@ class PlacedNoise(Noise):
         """
         raise CannotCapture("a step asks for a number of uniforms that depends on states")
 
+    def uniforms_all(self, stream: int, per_step: int, step: int) -> Tensor:
+        """Not offered in graphs.
+
+        Raises:
+            CannotCapture: Always.
+        """
+        raise CannotCapture("a step asks for several uniforms a chain")
+
     def shared_uniform(self, stream: int, step: int) -> float:
         """A number that all chains share: of the host, so that a graph holds what follows from it.
 
