@@ -10,9 +10,13 @@ from ebm_losses.contrastive import (
     PersistentContrastiveDivergence,
 )
 from ebm_losses.denoising import DenoisingScoreMatching
+from ebm_losses.divergence import RunawayGuard
+from ebm_losses.jitter import DataJitter
 from ebm_losses.noise_contrastive import NoiseContrastiveEstimation
+from ebm_losses.parallel_tempering import ParallelTemperingContrastiveDivergence
 from ebm_losses.regularization import ContrastiveBatch, EnergyMagnitude, Regularizer
 from ebm_losses.replay_buffer import Initializer, ReplayBuffer
+from ebm_losses.replica_exchange import geometric_ladder
 
 __version__ = "0.1.0"
 
@@ -20,11 +24,15 @@ __all__ = [
     "ContrastiveBatch",
     "ContrastiveDivergence",
     "ContrastiveObjective",
+    "DataJitter",
     "DenoisingScoreMatching",
     "EnergyMagnitude",
     "Initializer",
     "NoiseContrastiveEstimation",
+    "ParallelTemperingContrastiveDivergence",
     "PersistentContrastiveDivergence",
     "Regularizer",
     "ReplayBuffer",
+    "RunawayGuard",
+    "geometric_ladder",
 ]

@@ -196,6 +196,23 @@ class ReplayBuffer(nn.Module):
         )
 
 
+def check_n_negatives(n_negatives: int | None, buffer_size: int) -> int | None:
+    """A number of chains to draw, at most as many as there are.
+
+    Raises:
+        ConfigurationError: If it is none.
+    """
+    if n_negatives is None:
+        return None
+    if check_integer("n_negatives", n_negatives, at_least=1) > buffer_size:
+        raise ConfigurationError(
+            f"n_negatives is {n_negatives} and buffer_size {buffer_size}",
+            "at most buffer_size negatives",
+            "use a larger buffer_size or fewer n_negatives",
+        )
+    return n_negatives
+
+
 def initializer_on(support: Constraint) -> Initializer:
     """The initializer that suits a support: N(0, I) on the real numbers, uniform on a finite set.
 
