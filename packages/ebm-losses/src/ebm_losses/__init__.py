@@ -12,11 +12,14 @@ from ebm_losses.contrastive import (
 from ebm_losses.denoising import DenoisingScoreMatching
 from ebm_losses.divergence import RunawayGuard
 from ebm_losses.jitter import DataJitter
+from ebm_losses.joint_energy import JointEnergyLoss
+from ebm_losses.labelled_buffer import LabelledReplayBuffer
 from ebm_losses.noise_contrastive import NoiseContrastiveEstimation
 from ebm_losses.parallel_tempering import ParallelTemperingContrastiveDivergence
 from ebm_losses.regularization import ContrastiveBatch, EnergyMagnitude, Regularizer
 from ebm_losses.replay_buffer import Initializer, ReplayBuffer
 from ebm_losses.replica_exchange import geometric_ladder
+from ebm_losses.short_run import ShortRunContrastiveDivergence
 
 __version__ = "0.1.0"
 
@@ -28,11 +31,14 @@ __all__ = [
     "DenoisingScoreMatching",
     "EnergyMagnitude",
     "Initializer",
+    "JointEnergyLoss",
+    "LabelledReplayBuffer",
     "NoiseContrastiveEstimation",
     "ParallelTemperingContrastiveDivergence",
     "PersistentContrastiveDivergence",
     "Regularizer",
     "ReplayBuffer",
     "RunawayGuard",
+    "ShortRunContrastiveDivergence",
     "geometric_ladder",
 ]

@@ -163,8 +163,12 @@ class ContrastiveObjective(BaseLoss):
                 the data, or a regulariser gave no number.
             NumericalError: If negatives are not finite.
         """
-        n_data = check_batch(self.energy, x)
-        x = self._jittered(x)
+        check_batch(self.energy, x)
+        return self.contrast(self._jittered(x), negatives)
+
+    def contrast(self, x: Tensor, negatives: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """What `compute` does with data that have been checked and jittered."""
+        n_data = len(x)
         self._has_drawn = negatives is None
         negatives = self.draw_negatives(x) if negatives is None else _check_negatives(negatives, x)
         self.negatives = negatives = negatives.detach()

@@ -175,11 +175,9 @@ class ParallelTemperingContrastiveDivergence(ContrastiveObjective):
                 self._n_averaged = 0
         self._drawn = None
 
-    def compute(
-        self, x: Tensor, negatives: Tensor | None = None
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss on data ``(batch, *event)``; see `ContrastiveObjective.compute`."""
-        loss, metrics = super().compute(x, negatives)
+    def contrast(self, x: Tensor, negatives: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """As in `ContrastiveObjective`, with swap rates among the metrics."""
+        loss, metrics = super().contrast(x, negatives)
         if not self._has_drawn:
             return loss, metrics
         rates = {f"swap_rate_{i}": rate for i, rate in enumerate(self._averaged())}
