@@ -94,9 +94,7 @@ class RunawayGuard(nn.Module):
         names = [name for name in watched if name in metrics]
         if not names:
             return
-        first = metrics[names[0]]
-        values = torch.stack([metrics[name].detach().to(first) for name in names])
-        found = dict(zip(names, values.tolist(), strict=True))
+        found = dict(zip(names, _numbers([metrics[name] for name in names]), strict=True))
         self._check_finite(found)
         size = max(n_elements, 10)
         if self.gap_limit is not None and "energy_gap" in found:
@@ -157,6 +155,14 @@ class RunawayGuard(nn.Module):
                 "the learning rate; to go on regardless, pass "
                 "guard=RunawayGuard(min_acceptance=None)",
             )
+
+
+def _numbers(scalars: list[Tensor]) -> list[float]:
+    """Scalars as numbers, by one transfer from their device."""
+    if all(scalar.device.type == "cpu" for scalar in scalars):
+        return [scalar.item() for scalar in scalars]
+    numbers: list[float] = torch.stack([scalar.to(scalars[0]) for scalar in scalars]).tolist()
+    return numbers
 
 
 _LEVELS = ("data_energy", "negative_energy")
