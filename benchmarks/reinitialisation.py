@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ebm_core import EBMError, EnergyFunction, NumericalError
-from ebm_losses import PersistentContrastiveDivergence, ReplayBuffer
+from ebm_losses import PersistentContrastiveDivergence, ReplayBuffer, RunawayGuard
 from ebm_models import MLPEnergy
 from ebm_samplers import MALA
 from ebm_utils import TwoMoons, exact_kl
@@ -42,21 +42,24 @@ class Case:
     start: str = "noise"
     warm: int = 0
     count_from: int = 1
+    moved_only: bool = False
     rate: float = 1e-3
+    fixed_step: float | None = None
 
 
 CASES = (
-    Case("small buffer, 5 % anew", SMALL, 0.05),
+    Case("small buffer, none anew", SMALL, 0.0),
     Case("large buffer, none anew", LARGE, 0.0),
+    Case("small buffer, 5 % anew", SMALL, 0.05),
     Case("large buffer, 5 % anew", LARGE, 0.05),
-    Case("1,000 chains, 5 % anew", 1000, 0.05),
-    Case("2,500 chains, 5 % anew", 2500, 0.05),
-    Case("large buffer, 1 % anew", LARGE, 0.01),
-    Case("large buffer, 20 % anew", LARGE, 0.2),
-    Case("large, 5 % anew from data", LARGE, 0.05, start="data"),
-    Case("large, 5 % anew, each after 300 transitions", LARGE, 0.05, warm=300),
-    Case("large, 5 % anew, not counted before visit 10", LARGE, 0.05, count_from=10),
-    Case("large, 5 % anew, a quarter of the rate", LARGE, 0.05, rate=2.5e-4),
+    Case("large, 5 % anew, from data", LARGE, 0.05, start="data"),
+    Case("large, 5 % anew, 300 transitions first", LARGE, 0.05, warm=300),
+    Case("large, 5 % anew, counted from visit 10 on", LARGE, 0.05, count_from=10),
+    Case("large, 5 % anew, counted if they moved", LARGE, 0.05, moved_only=True),
+    Case("large, 5 % anew, step fixed at 0.01", LARGE, 0.05, fixed_step=0.01),
+    Case("large, none anew, half the rate", LARGE, 0.0, rate=5e-4),
+    Case("small, 5 % anew, half the rate", SMALL, 0.05, rate=5e-4),
+    Case("large, 5 % anew, half the rate", LARGE, 0.05, rate=5e-4),
 )
 
 
@@ -105,16 +108,18 @@ class ObservedBuffer(ReplayBuffer):
 
 
 class Counted(PersistentContrastiveDivergence):
-    """PCD whose negatives count from a certain visit on; younger chains are only advanced."""
+    """PCD in whose loss some negatives do not count; they are only advanced."""
 
-    count_from = 1
+    case: Case
 
     def contrast(self, x: Tensor, negatives: Tensor | None) -> tuple[Tensor, Any]:
-        """As in the parent, the energies of younger chains left out of the mean."""
+        """As in the parent, the energies of the other negatives left out of the mean."""
         loss, metrics = super().contrast(x, negatives)
-        old = self.buffer.ages[self._drawn_slots] + 1 >= self.count_from
-        if self.count_from > 1 and old.any() and not old.all():
-            loss = self.energy(x).mean() - self.energy(self.negatives[old]).mean()
+        counts = self.buffer.ages[self._drawn_slots] + 1 >= self.case.count_from
+        if self.case.moved_only:
+            counts &= (self.negatives != self.buffer.start).any(1)
+        if counts.any() and not counts.all():
+            loss = self.energy(x).mean() - self.energy(self.negatives[counts]).mean()
         return loss, metrics
 
 
@@ -145,7 +150,8 @@ def train(case: Case, seed: int, n_steps: int = N_STEPS) -> dict[str, Any]:
     torch.manual_seed(seed)
     data = TwoMoons(1, seed=seed)
     energy = MLPEnergy(2, hidden=(64, 64, 64), base_scale=2.0)
-    sampler = MALA(energy, 0.01, target_acceptance=0.6)
+    target = 0.6 if case.fixed_step is None else None
+    sampler = MALA(energy, case.fixed_step or 0.01, target_acceptance=target)
     fresh = MALA(energy, 0.01)  # so that the adapting step follows the training chains alone
 
     def begin(n: int) -> Tensor:
@@ -157,8 +163,15 @@ def train(case: Case, seed: int, n_steps: int = N_STEPS) -> dict[str, Any]:
             return fresh.sample_chain(chains, case.warm)
         return chains
 
-    loss_fn = Counted(energy, sampler, K_STEPS, case.buffer_size, n_negatives=BATCH)
-    loss_fn.count_from = case.count_from
+    loss_fn = Counted(
+        energy,
+        sampler,
+        K_STEPS,
+        case.buffer_size,
+        n_negatives=BATCH,
+        guard=RunawayGuard(gap_limit=10.0),
+    )
+    loss_fn.case = case
     loss_fn.buffer = ObservedBuffer(case.buffer_size, begin, case.reinit, energy)
     optimizer = torch.optim.Adam(energy.parameters(), lr=case.rate)
     schedule = CosineAnnealingLR(optimizer, n_steps, eta_min=0.01 * case.rate)

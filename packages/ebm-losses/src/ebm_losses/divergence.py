@@ -34,8 +34,8 @@ class RunawayGuard(nn.Module):
 
     Growing means: four times as large as at its least since it was last below the limit. A run that
     begins far from its data, with a large gap that falls, passes; so does a large constant in the
-    energy. Limits are in nats for each element of an event, counted from ten elements up, since
-    energies of independent elements add up.
+    energy. Limits are in nats for each element of an event, of which at least two are counted,
+    since energies of independent elements add up.
 
     Args:
         gap_limit: Limit of |mean E(negatives) - mean E(data)| for each element; None: not watched.
@@ -48,13 +48,13 @@ class RunawayGuard(nn.Module):
         ConfigurationError: If a number is out of range.
 
     Example:
-        >>> guard = RunawayGuard(gap_limit=1.0)
+        >>> guard = RunawayGuard()
         >>> for gap in (3.0, 30.0, 60.0):
         ...     guard({"energy_gap": torch.tensor(gap)}, n_elements=2)
         >>> guard({"energy_gap": torch.tensor(500.0)}, n_elements=2)
         Traceback (most recent call last):
         ...
-        ebm_core.errors.NumericalError: the energy gap of negatives and data, 500, is above 10 ...
+        ebm_core.errors.NumericalError: the energy gap of negatives and data, 500, is above 20 ...
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class RunawayGuard(nn.Module):
             return
         found = dict(zip(names, _numbers([metrics[name] for name in names]), strict=True))
         self._check_finite(found)
-        size = max(n_elements, 10)
+        size = max(n_elements, 2)
         if self.gap_limit is not None and "energy_gap" in found:
             name = "energy gap of negatives and data"
             remedy = _UPHILL if found["energy_gap"] > 0 else _DOWNHILL
