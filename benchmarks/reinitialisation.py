@@ -60,6 +60,8 @@ CASES = (
     Case("large, none anew, half the rate", LARGE, 0.0, rate=5e-4),
     Case("small, 5 % anew, half the rate", SMALL, 0.05, rate=5e-4),
     Case("large, 5 % anew, half the rate", LARGE, 0.05, rate=5e-4),
+    Case("large, none anew, counted if they moved", LARGE, 0.0, moved_only=True),
+    Case("small, 5 % anew, counted if they moved", SMALL, 0.05, moved_only=True),
 )
 
 
@@ -206,8 +208,12 @@ def train(case: Case, seed: int, n_steps: int = N_STEPS) -> dict[str, Any]:
 def print_table(runs: Iterable[dict[str, Any]]) -> None:
     """One line a case: the fate of its seeds, and means over the second half of what it lived."""
     print(
-        f"{'case':46}{'blew up at':>16}{'KL, nats':>20}{'|gap|':>8}"
-        f"{'raised':>8}{'95 %':>7}{'excess young':>14}{'old':>7}{'stuck y.':>10}{'old':>6}"
+        "KL: exact, at the end or where the guard stopped the run; gap: the largest. Medians over\n"
+        "the second half of each run: raised: nats by which the energy at a chain rose while it\n"
+        "waited, mean and 95 % quantile of a call; excess: mean energy of negatives of 1 to 4\n"
+        "visits above data; stuck: share of these that did not move in a call.\n"
+        f"{'case':44}{'blew up at':>12}{'KL, nats':>16}{'gap':>8}"
+        f"{'raised':>9}{'95 %':>8}{'excess':>8}{'stuck':>8}"
     )
     by_case: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
@@ -216,18 +222,40 @@ def print_table(runs: Iterable[dict[str, Any]]) -> None:
         ends = [str(run["blew up"]["step"]) if run["blew up"] else "-" for run in group]
         kls = ["-" if run["kl"] is None else f"{run['kl']:.3g}" for run in group]
         rows = [row for run in group for row in run["history"][len(run["history"]) // 2 :]]
-
-        def mean(pick: Callable[[dict[str, Any]], float], rows: list[Any] = rows) -> float:
-            values = [value for value in map(pick, rows) if not math.isnan(value)]
-            return statistics.median(values) if values else math.nan
-
+        excess, stuck = ([young(row, name) for row in rows] for name in ("excess", "stuck"))
         print(
-            f"{name:46}{', '.join(ends):>16}{', '.join(kls):>20}"
+            f"{name:44}{', '.join(ends):>12}{', '.join(kls):>16}"
             f"{max(run['largest gap'] for run in group):8.3g}"
-            f"{mean(lambda row: row['raised']):8.3f}{mean(lambda row: row['raised 95 %']):7.2f}"
-            f"{mean(lambda row: row['excess'][0]):14.2f}{mean(lambda row: row['excess'][-1]):7.2f}"
-            f"{mean(lambda row: row['stuck'][0]):10.3f}{mean(lambda row: row['stuck'][-1]):6.3f}"
+            f"{median(row['raised'] for row in rows):9.2g}"
+            f"{median(row['raised 95 %'] for row in rows):8.2g}"
+            f"{median(excess):8.2g}{median(stuck):8.2g}"
         )
+
+
+def compact(value: Any) -> Any:
+    """Numbers to four digits, and None for what is none: JSON has no NaN."""
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: compact(item) for name, item in value.items()}
+    return [compact(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def young(row: dict[str, Any], name: str) -> float:
+    """The mean of what was observed over chains of one to four visits; NaN if there are none."""
+    pairs = [
+        (share, value)
+        for share, value in zip(row["share"][:2], row[name][:2], strict=True)
+        if share > 0
+    ]
+    total = sum(share for share, _ in pairs)
+    return sum(share * value for share, value in pairs) / total if total else math.nan
+
+
+def median(values: Iterable[float | None]) -> float:
+    """The median of what is a number; NaN if nothing is."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return statistics.median(known) if known else math.nan
 
 
 def main() -> None:
@@ -253,7 +281,7 @@ def main() -> None:
                 ]
                 found["runs"] = [*others, run]
                 print(f"{case.name}, seed {seed}: {run['blew up'] or run['kl']}", flush=True)
-                path.write_text(json.dumps(found, indent=1) + "\n")
+                path.write_text(json.dumps(compact(found)) + "\n")
     print_table(found["runs"])
 
 

@@ -4,6 +4,7 @@ Each is a module ``loss(x) -> scalar`` (`ebm_core.BaseLoss`) around any energy; 
 negatives take any object with ``sample_chain`` as their sampler.
 """
 
+from ebm_losses.conditional import ConditionalContrastiveDivergence
 from ebm_losses.contrastive import (
     ContrastiveDivergence,
     ContrastiveObjective,
@@ -24,6 +25,7 @@ from ebm_losses.short_run import ShortRunContrastiveDivergence
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConditionalContrastiveDivergence",
     "ContrastiveBatch",
     "ContrastiveDivergence",
     "ContrastiveObjective",

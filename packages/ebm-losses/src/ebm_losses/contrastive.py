@@ -265,6 +265,11 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
     Every call advances the chains, also one that only evaluates the loss; but a call with given
     negatives, or one that raises, leaves them where they were.
 
+    For densities: a sampler with an accept step, a buffer about as large as the batch, so that all
+    chains move at each call, and no chain begun anew. Chains that begin anew keep samples diverse,
+    but are high above the data's energies for many calls, the more so the longer they wait in a
+    large buffer, and can drive the run apart.
+
     Args:
         energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
         sampler: An object with ``sample_chain(x_init, n_steps) -> final states``, on the same
@@ -272,7 +277,7 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
         k_steps: Transitions of each drawn chain a call, at least 1.
         buffer_size: Number of chains. With as many as the batch, or fewer, all are advanced at each
             call.
-        reinit_probability: With this probability a drawn chain begins anew.
+        reinit_probability: With this probability a drawn chain begins anew; see above.
         n_negatives: Number of chains drawn a call, at most ``buffer_size``; None for ``min(batch,
             buffer_size)``.
         initializer: Makes the states that chains begin from, called like ``torch.randn``; None for

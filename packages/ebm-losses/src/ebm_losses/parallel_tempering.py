@@ -61,7 +61,9 @@ class ParallelTemperingContrastiveDivergence(ContrastiveObjective):
     Args:
         energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
         sampler: An object with ``sample_chain(x_init, n_steps, beta=...) -> final states``, on the
-            same energy, where beta is one number a chain (a `TemperedSampler`).
+            same energy, where beta is one number a chain (a `TemperedSampler`). What it leaves
+            invariant must be exp(-beta E), E being the energy that is trained: the free energy, of
+            a machine with hidden units.
         k_steps: Transitions of each replica between swaps, at least 1.
         buffer_size: Number of slots, each a chain at beta = 1 with its hotter replicas.
         betas: Inverse temperatures that begin with 1 and fall; None for `geometric_ladder`, 8
