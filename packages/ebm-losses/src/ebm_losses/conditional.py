@@ -30,6 +30,7 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
         buffer_size: Number of chains, all classes together; of each class there must be as many as
             data of it in a batch.
         reinit_probability: As in `PersistentContrastiveDivergence`.
+        leave_out_stuck: As in `PersistentContrastiveDivergence`.
         initializer: As in `PersistentContrastiveDivergence`.
         regularizers: As in `ContrastiveObjective`.
         jitter: As in `ContrastiveObjective`.
@@ -70,6 +71,7 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
         buffer_size: int = 1000,
         reinit_probability: float = 0.0,
         *,
+        leave_out_stuck: bool = False,
         initializer: Initializer | None = None,
         regularizers: Sequence[Regularizer] = (),
         jitter: Jitter | float | None = None,
@@ -87,6 +89,7 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
             k_steps,
             buffer_size,
             reinit_probability,
+            leave_out_stuck=leave_out_stuck,
             initializer=initializer,
             regularizers=regularizers,
             jitter=jitter,
@@ -132,9 +135,7 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
         finally:
             energy.labels = before
 
-    def draw_negatives(self, x: Tensor) -> Tensor:
-        """Chains of the classes of this call, ``k_steps`` transitions on."""
+    def draw_chains(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots of the classes of this call, and a copy of their chains."""
         assert self._labels is not None, "compute has set them"
-        self.buffer.prepare(x.shape[1:], device=x.device, dtype=x.dtype)
-        self._drawn_slots, chains = self.buffer.draw_for(self._labels)
-        return self.advance(chains)
+        return self.buffer.draw_for(self._labels)

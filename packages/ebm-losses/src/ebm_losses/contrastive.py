@@ -97,6 +97,10 @@ class ContrastiveObjective(BaseLoss):
     def draw_negatives(self, x: Tensor) -> Tensor:
         """Negatives ``(n, *event)`` for data ``(batch, *event)``; subclasses use `advance`."""
 
+    def mean_over_negatives(self, energies: Tensor) -> Tensor:
+        """The mean of ``(n,)`` energies of negatives, in which a subclass may weight them."""
+        return energies.mean()
+
     def keep_chains(self) -> None:
         """Keep what `draw_negatives` has made: nothing, unless a subclass says otherwise.
 
@@ -174,7 +178,7 @@ class ContrastiveObjective(BaseLoss):
         self.negatives = negatives = negatives.detach()
         data_energy = check_energies(self.energy(x), torch.Size([n_data]))
         negative_energy = check_energies(self.energy(negatives), torch.Size([len(negatives)]))
-        data_mean, negative_mean = data_energy.mean(), negative_energy.mean()
+        data_mean, negative_mean = data_energy.mean(), self.mean_over_negatives(negative_energy)
         loss = data_mean - negative_mean
         metrics = {
             "data_energy": data_mean,
@@ -280,6 +284,12 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
         reinit_probability: With this probability a drawn chain begins anew; see above.
         n_negatives: Number of chains drawn a call, at most ``buffer_size``; None for ``min(batch,
             buffer_size)``.
+        leave_out_stuck: Leave out of the loss the negatives that no transition of the call has
+            moved. A chain that is stuck in a steep place is raised at each visit, which makes the
+            place steeper; most runs that blow up in spite of an accept step do so by this. For
+            samplers on continuous states with an accept step and several transitions a call:
+            chains that are in equilibrium must hardly ever reject all of them, or the loss is
+            biased.
         initializer: Makes the states that chains begin from, called like ``torch.randn``; None for
             N(0, I), or uniform states where the energy's support is finite.
         regularizers: As in `ContrastiveObjective`.
@@ -290,7 +300,8 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
         buffer: The `ReplayBuffer`; ``buffer.states`` is ``(buffer_size, *event)``, None before the
             first call.
         negatives: As in `ContrastiveObjective`.
-        metrics: As in `ContrastiveObjective`.
+        metrics: As in `ContrastiveObjective`, and with ``leave_out_stuck`` ``stuck``, the share of
+            negatives that did not move; ``negative_energy`` is the mean over the others then.
 
     Raises:
         ConfigurationError: If ``sampler`` has no ``sample_chain``, or a number is out of range.
@@ -305,6 +316,7 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
         reinit_probability: float = 0.0,
         *,
         n_negatives: int | None = None,
+        leave_out_stuck: bool = False,
         initializer: Initializer | None = None,
         regularizers: Sequence[Regularizer] = (),
         jitter: Jitter | float | None = None,
@@ -319,15 +331,37 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
             initializer=initializer_on(self.energy.support) if initializer is None else initializer,
         )
         self.n_negatives = check_n_negatives(n_negatives, self.buffer.size)
+        self.leave_out_stuck = leave_out_stuck
         self._drawn_slots: Tensor | None = None
+        self._moved: Tensor | None = None
 
     def draw_negatives(self, x: Tensor) -> Tensor:
         """Chains of the buffer, ``k_steps`` transitions on; the call puts them back at its end."""
         self.buffer.prepare(x.shape[1:], device=x.device, dtype=x.dtype)
-        self._drawn_slots, chains = self.buffer.draw(
-            self.n_negatives or min(len(x), self.buffer.size)
-        )
-        return self.advance(chains)
+        self._drawn_slots, chains = self.draw_chains(x)
+        start = chains.clone() if self.leave_out_stuck else None
+        negatives = self.advance(chains)
+        if start is not None:
+            self._moved = (negatives != start).reshape(len(start), -1).any(1)
+        return negatives
+
+    def draw_chains(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots and a copy of their chains, for data ``x``."""
+        return self.buffer.draw(self.n_negatives or min(len(x), self.buffer.size))
+
+    def mean_over_negatives(self, energies: Tensor) -> Tensor:
+        """The mean energy of negatives, with ``leave_out_stuck`` of those that moved."""
+        if not self._has_drawn or self._moved is None:
+            return energies.mean()
+        weights = self._moved.to(energies)
+        return (weights * energies).sum() / weights.sum()  # NaN, hence refused, if none moved
+
+    def contrast(self, x: Tensor, negatives: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """As in `ContrastiveObjective`, with ``stuck`` among the metrics."""
+        loss, metrics = super().contrast(x, negatives)
+        if not self._has_drawn or self._moved is None:
+            return loss, metrics
+        return loss, {**metrics, "stuck": 1.0 - self._moved.to(loss).mean()}
 
     def keep_chains(self) -> None:
         """Put the negatives back to the slots that they were drawn from."""

@@ -37,6 +37,7 @@ class JointEnergyLoss(PersistentContrastiveDivergence):
         reinit_probability: As in `PersistentContrastiveDivergence`; the paper takes 0.05.
         weight: Of the contrastive term, at least 0; the likelihood has 1.
         n_negatives: As in `PersistentContrastiveDivergence`.
+        leave_out_stuck: As in `PersistentContrastiveDivergence`.
         initializer: As in `PersistentContrastiveDivergence`.
         regularizers: As in `ContrastiveObjective`; part of the contrastive term.
         jitter: As in `ContrastiveObjective`; the paper adds noise of 0.03 to data in [-1, 1].
@@ -80,6 +81,7 @@ class JointEnergyLoss(PersistentContrastiveDivergence):
         weight: float = 1.0,
         *,
         n_negatives: int | None = None,
+        leave_out_stuck: bool = False,
         initializer: Initializer | None = None,
         regularizers: Sequence[Regularizer] = (),
         jitter: Jitter | float | None = None,
@@ -98,6 +100,7 @@ class JointEnergyLoss(PersistentContrastiveDivergence):
             buffer_size,
             reinit_probability,
             n_negatives=n_negatives,
+            leave_out_stuck=leave_out_stuck,
             initializer=initializer,
             regularizers=regularizers,
             jitter=jitter,
