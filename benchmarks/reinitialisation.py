@@ -110,7 +110,7 @@ class ObservedBuffer(ReplayBuffer):
 
 
 class Counted(PersistentContrastiveDivergence):
-    """PCD in whose loss some negatives do not count; they are only advanced."""
+    """PCD in whose loss young chains do not count; they are only advanced."""
 
     case: Case
 
@@ -118,8 +118,6 @@ class Counted(PersistentContrastiveDivergence):
         """As in the parent, the energies of the other negatives left out of the mean."""
         loss, metrics = super().contrast(x, negatives)
         counts = self.buffer.ages[self._drawn_slots] + 1 >= self.case.count_from
-        if self.case.moved_only:
-            counts &= (self.negatives != self.buffer.start).any(1)
         if counts.any() and not counts.all():
             loss = self.energy(x).mean() - self.energy(self.negatives[counts]).mean()
         return loss, metrics
@@ -171,6 +169,7 @@ def train(case: Case, seed: int, n_steps: int = N_STEPS) -> dict[str, Any]:
         K_STEPS,
         case.buffer_size,
         n_negatives=BATCH,
+        leave_out_stuck=case.moved_only,
         guard=RunawayGuard(gap_limit=10.0),
     )
     loss_fn.case = case
