@@ -535,6 +535,47 @@ def test_the_magnitude_term_has_the_gradient_of_its_formula():
         EnergyMagnitude(0.0)
 
 
+def test_chains_that_are_stuck_can_be_left_out_of_the_loss():
+    class Sticky(Shift):
+        """Moves a chain up by one unless it is negative."""
+
+        def sample_chain(self, x_init, n_steps):
+            x_init += (x_init > 0).all(1, keepdim=True).float()  # in place: the start is a copy
+            return x_init
+
+    def begin(size, *, device, dtype):
+        return torch.tensor([[1.0, 1.0], [-8.0, 1.0], [3.0, 3.0], [-2.0, 2.0]])
+
+    def objective(**options):
+        network = nn.Linear(2, 1)
+        nn.init.ones_(network.weight)
+        return PersistentContrastiveDivergence(
+            as_energy(lambda x: network(x).squeeze(1) - network.bias, network),
+            Sticky(),
+            buffer_size=4,
+            initializer=begin,
+            **options,
+        )
+
+    x = torch.zeros(4, 2)
+    loss_fn = objective(leave_out_stuck=True)
+    loss = loss_fn(x)
+    assert loss == -6.0  # the mean of 4 and 8
+    assert loss_fn.metrics["stuck"] == 0.5
+    assert loss_fn.metrics["negative_energy"] == 6.0
+    loss.backward()
+    assert torch.equal(loss_fn.energy.registered[0].weight.grad, torch.tensor([[-3.0, -3.0]]))
+    assert torch.equal(loss_fn.buffer.states[1], torch.tensor([-8.0, 1.0]))  # still in its slot
+    assert loss_fn(x, x) == 0.0  # given negatives all count
+    assert "stuck" not in loss_fn.metrics
+    plain = objective()
+    assert plain(x) == -(4.0 - 7.0 + 8.0 + 0.0) / 4
+    assert "stuck" not in plain.metrics
+    loss_fn.buffer.states.fill_(-1.0)
+    with pytest.raises(NumericalError, match="step size"):
+        loss_fn(x)  # none moved
+
+
 # Saving and restoring
 
 

@@ -29,10 +29,20 @@ from ebm_core import (
     evaluation_mode,
 )
 from ebm_core.energy import check_energies
-from ebm_core.validation import check_integer
+from ebm_core.validation import check_integer, check_positive
 from ebm_losses._checks import check_batch, check_finite_states, check_states_like
+from ebm_losses.divergence import RunawayGuard
+from ebm_losses.jitter import DataJitter
 from ebm_losses.regularization import ContrastiveBatch, Regularizer
-from ebm_losses.replay_buffer import Initializer, ReplayBuffer, initializer_on
+from ebm_losses.replay_buffer import (
+    Initializer,
+    ReplayBuffer,
+    check_n_negatives,
+    initializer_on,
+)
+
+Jitter = Callable[[Tensor], Tensor]
+"""What changes the data of a call: ``(batch, *event)`` to the same shape."""
 
 
 class ContrastiveObjective(BaseLoss):
@@ -42,12 +52,17 @@ class ContrastiveObjective(BaseLoss):
     sampler's state (its random stream and adaptation) is part of ``state_dict`` where the sampler
     has ``state_dict`` and ``load_state_dict``.
 
+    Calls that draw negatives are watched by a `RunawayGuard`, which raises when the run blows up.
+
     Args:
         energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
         sampler: An object with ``sample_chain(x_init, n_steps) -> final states``, on the same
             energy.
         k_steps: Transitions of each chain a call, at least 1.
         regularizers: Terms to add, such as `EnergyMagnitude`; none by default.
+        jitter: What is done to the data of each call: the standard deviation of Gaussian noise (a
+            `DataJitter`), or a callable ``x -> x``; None for nothing.
+        guard: A `RunawayGuard` with limits of one's own; True for its defaults, False for none.
 
     Attributes:
         negatives: The negatives of the last call, ``(n, *event)``, detached; None before the first.
@@ -66,21 +81,51 @@ class ContrastiveObjective(BaseLoss):
         k_steps: int = 1,
         *,
         regularizers: Sequence[Regularizer] = (),
+        jitter: Jitter | float | None = None,
+        guard: RunawayGuard | bool = True,
     ) -> None:
         super().__init__(energy)
         self.sampler = _check_sampler(sampler)
         self.k_steps = check_integer("k_steps", k_steps, at_least=1)
         self.regularizers = _check_regularizers(regularizers)
+        self.jitter = _check_jitter(jitter)
+        self.guard = _check_guard(guard)
         self.negatives: Tensor | None = None
+        self._has_drawn = False
 
     @abstractmethod
     def draw_negatives(self, x: Tensor) -> Tensor:
         """Negatives ``(n, *event)`` for data ``(batch, *event)``; subclasses use `advance`."""
 
-    def advance(self, start: Tensor) -> Tensor:
+    def mean_over_negatives(self, energies: Tensor) -> Tensor:
+        """The mean of ``(n,)`` energies of negatives, in which a subclass may weight them."""
+        return energies.mean()
+
+    def keep_chains(self) -> None:
+        """Keep what `draw_negatives` has made: nothing, unless a subclass says otherwise.
+
+        Called at the end of a call that drew negatives and found nothing wrong.
+        """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss on a batch of data; see `BaseLoss.forward` and `compute`."""
+        self._has_drawn = False
+        loss = super().forward(x, *args, **kwargs)
+        if self._has_drawn:
+            if self.guard is not None:
+                self.guard(self.metrics, x[0].numel())
+            # Only now are the loss, and so the energies of the chains, known to be sound.
+            self.keep_chains()
+        return loss
+
+    def advance(self, start: Tensor, **options: Any) -> Tensor:
         """Advance chains ``(n, *event)`` by ``k_steps`` transitions of the sampler.
 
         The energy is in eval mode meanwhile: the sampler sees one energy, without dropout.
+
+        Args:
+            start: The chains; a copy that the sampler may spoil.
+            **options: Handed to ``sample_chain``, such as ``beta``.
 
         Raises:
             ShapeError: If the sampler gave states of another shape.
@@ -88,7 +133,7 @@ class ContrastiveObjective(BaseLoss):
             NumericalError: If it gave states that are not finite.
         """
         with evaluation_mode(self.energy):
-            final: Any = self.sampler.sample_chain(start, self.k_steps)
+            final: Any = self.sampler.sample_chain(start, self.k_steps, **options)
         final = check_states_like(
             final,
             start,
@@ -122,13 +167,18 @@ class ContrastiveObjective(BaseLoss):
                 the data, or a regulariser gave no number.
             NumericalError: If negatives are not finite.
         """
-        n_data = check_batch(self.energy, x)
-        drawn = negatives is None
+        check_batch(self.energy, x)
+        return self.contrast(self._jittered(x), negatives)
+
+    def contrast(self, x: Tensor, negatives: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """What `compute` does with data that have been checked and jittered."""
+        n_data = len(x)
+        self._has_drawn = negatives is None
         negatives = self.draw_negatives(x) if negatives is None else _check_negatives(negatives, x)
         self.negatives = negatives = negatives.detach()
         data_energy = check_energies(self.energy(x), torch.Size([n_data]))
         negative_energy = check_energies(self.energy(negatives), torch.Size([len(negatives)]))
-        data_mean, negative_mean = data_energy.mean(), negative_energy.mean()
+        data_mean, negative_mean = data_energy.mean(), self.mean_over_negatives(negative_energy)
         loss = data_mean - negative_mean
         metrics = {
             "data_energy": data_mean,
@@ -141,7 +191,7 @@ class ContrastiveObjective(BaseLoss):
             loss = loss + penalty
             metrics["regularization"] = penalty
         rate = getattr(self.sampler, "acceptance_rate", None)
-        if drawn and isinstance(rate, Tensor | float):
+        if self._has_drawn and isinstance(rate, Tensor | float):
             metrics["acceptance_rate"] = torch.as_tensor(rate).mean()
         return loss, metrics
 
@@ -171,6 +221,17 @@ class ContrastiveObjective(BaseLoss):
                 "the saved state and load it with strict=False",
             )
         method(state["sampler"])
+
+    def _jittered(self, x: Tensor) -> Tensor:
+        if self.jitter is None:
+            return x
+        return check_states_like(
+            self.jitter(x),
+            x,
+            len(x),
+            origin="jitter",
+            remedy="return the batch with each of its states changed, of the same shape and dtype",
+        )
 
     def extra_repr(self) -> str:
         """Sampler and steps, for ``repr``."""
@@ -208,6 +269,11 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
     Every call advances the chains, also one that only evaluates the loss; but a call with given
     negatives, or one that raises, leaves them where they were.
 
+    For densities: a sampler with an accept step, a buffer about as large as the batch, so that all
+    chains move at each call, and no chain begun anew. Chains that begin anew keep samples diverse,
+    but are high above the data's energies for many calls, the more so the longer they wait in a
+    large buffer, and can drive the run apart.
+
     Args:
         energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
         sampler: An object with ``sample_chain(x_init, n_steps) -> final states``, on the same
@@ -215,18 +281,27 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
         k_steps: Transitions of each drawn chain a call, at least 1.
         buffer_size: Number of chains. With as many as the batch, or fewer, all are advanced at each
             call.
-        reinit_probability: With this probability a drawn chain begins anew.
+        reinit_probability: With this probability a drawn chain begins anew; see above.
         n_negatives: Number of chains drawn a call, at most ``buffer_size``; None for ``min(batch,
             buffer_size)``.
+        leave_out_stuck: Leave out of the loss the negatives that no transition of the call has
+            moved. A chain that is stuck in a steep place is raised at each visit, which makes the
+            place steeper; most runs that blow up in spite of an accept step do so by this. For
+            samplers on continuous states with an accept step and several transitions a call:
+            chains that are in equilibrium must hardly ever reject all of them, or the loss is
+            biased.
         initializer: Makes the states that chains begin from, called like ``torch.randn``; None for
             N(0, I), or uniform states where the energy's support is finite.
-        regularizers: Terms to add, such as `EnergyMagnitude`; none by default.
+        regularizers: As in `ContrastiveObjective`.
+        jitter: As in `ContrastiveObjective`.
+        guard: As in `ContrastiveObjective`.
 
     Attributes:
         buffer: The `ReplayBuffer`; ``buffer.states`` is ``(buffer_size, *event)``, None before the
             first call.
         negatives: As in `ContrastiveObjective`.
-        metrics: As in `ContrastiveObjective`.
+        metrics: As in `ContrastiveObjective`, and with ``leave_out_stuck`` ``stuck``, the share of
+            negatives that did not move; ``negative_energy`` is the mean over the others then.
 
     Raises:
         ConfigurationError: If ``sampler`` has no ``sample_chain``, or a number is out of range.
@@ -241,43 +316,58 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
         reinit_probability: float = 0.0,
         *,
         n_negatives: int | None = None,
+        leave_out_stuck: bool = False,
         initializer: Initializer | None = None,
         regularizers: Sequence[Regularizer] = (),
+        jitter: Jitter | float | None = None,
+        guard: RunawayGuard | bool = True,
     ) -> None:
-        super().__init__(energy, sampler, k_steps, regularizers=regularizers)
+        super().__init__(
+            energy, sampler, k_steps, regularizers=regularizers, jitter=jitter, guard=guard
+        )
         self.buffer = ReplayBuffer(
             buffer_size,
             reinit_probability=reinit_probability,
             initializer=initializer_on(self.energy.support) if initializer is None else initializer,
         )
-        self.n_negatives = n_negatives
+        self.n_negatives = check_n_negatives(n_negatives, self.buffer.size)
+        self.leave_out_stuck = leave_out_stuck
         self._drawn_slots: Tensor | None = None
-        if (
-            n_negatives is not None
-            and check_integer("n_negatives", n_negatives, at_least=1) > buffer_size
-        ):
-            raise ConfigurationError(
-                f"n_negatives is {n_negatives} and buffer_size {buffer_size}",
-                "at most buffer_size negatives",
-                "use a larger buffer_size or fewer n_negatives",
-            )
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss on a batch of data; see `BaseLoss.forward` and `compute`."""
-        self._drawn_slots = None
-        loss = super().forward(x, *args, **kwargs)
-        # Only now are the loss, and so the energies of the chains, known to be finite.
-        if self._drawn_slots is not None and self.negatives is not None:
-            self.buffer.write(self._drawn_slots, self.negatives)
-        return loss
+        self._moved: Tensor | None = None
 
     def draw_negatives(self, x: Tensor) -> Tensor:
         """Chains of the buffer, ``k_steps`` transitions on; the call puts them back at its end."""
         self.buffer.prepare(x.shape[1:], device=x.device, dtype=x.dtype)
-        slots, chains = self.buffer.draw(self.n_negatives or min(len(x), self.buffer.size))
+        self._drawn_slots, chains = self.draw_chains(x)
+        start = chains.clone() if self.leave_out_stuck else None
         negatives = self.advance(chains)
-        self._drawn_slots = slots
+        if start is not None:
+            self._moved = (negatives != start).reshape(len(start), -1).any(1)
         return negatives
+
+    def draw_chains(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Slots and a copy of their chains, for data ``x``."""
+        return self.buffer.draw(self.n_negatives or min(len(x), self.buffer.size))
+
+    def mean_over_negatives(self, energies: Tensor) -> Tensor:
+        """The mean energy of negatives, with ``leave_out_stuck`` of those that moved."""
+        if not self._has_drawn or self._moved is None:
+            return energies.mean()
+        weights = self._moved.to(energies)
+        return (weights * energies).sum() / weights.sum()  # NaN, hence refused, if none moved
+
+    def contrast(self, x: Tensor, negatives: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """As in `ContrastiveObjective`, with ``stuck`` among the metrics."""
+        loss, metrics = super().contrast(x, negatives)
+        if not self._has_drawn or self._moved is None:
+            return loss, metrics
+        return loss, {**metrics, "stuck": 1.0 - self._moved.to(loss).mean()}
+
+    def keep_chains(self) -> None:
+        """Put the negatives back to the slots that they were drawn from."""
+        assert self._drawn_slots is not None, "keep_chains follows draw_negatives"
+        assert self.negatives is not None, "keep_chains follows draw_negatives"
+        self.buffer.write(self._drawn_slots, self.negatives)
 
 
 def _check_sampler(sampler: Any) -> Sampler:
@@ -301,6 +391,26 @@ def _check_regularizers(regularizers: Any) -> tuple[Regularizer, ...]:
             "pass regularizers=[EnergyMagnitude(0.01)], for example",
         )
     return terms
+
+
+def _check_jitter(jitter: Any) -> Jitter | None:
+    return (
+        jitter
+        if jitter is None or callable(jitter)
+        else DataJitter(check_positive("jitter", jitter))
+    )
+
+
+def _check_guard(guard: Any) -> RunawayGuard | None:
+    if isinstance(guard, RunawayGuard):
+        return guard
+    if not isinstance(guard, bool):
+        raise ConfigurationError(
+            f"guard is {guard!r}",
+            "True, False, or a RunawayGuard",
+            "pass guard=RunawayGuard(gap_limit=100.0), for example",
+        )
+    return RunawayGuard() if guard else None
 
 
 def _check_negatives(negatives: Any, x: Tensor) -> Tensor:

@@ -72,13 +72,7 @@ class ReplayBuffer(nn.Module):
         self.reinit_probability = check_number(
             "reinit_probability", reinit_probability, at_least=0.0, at_most=1.0
         )
-        if not callable(initializer):
-            raise ConfigurationError(
-                f"initializer is {initializer!r}",
-                "a callable (shape, *, device, dtype) -> states",
-                "pass such a callable, torch.randn for example",
-            )
-        self.initializer = initializer
+        self.initializer = check_initializer(initializer)
         self.register_buffer("states", None)
 
     def prepare(
@@ -95,7 +89,8 @@ class ReplayBuffer(nn.Module):
         if self.states is None:
             # A buffer that was made under inference_mode could not be written to in training.
             with torch.inference_mode(False):
-                self.states = self._begin(self.size, event_shape, device, dtype)
+                shape = (self.size, *event_shape)
+                self.states = begun(self.initializer, shape, device=device, dtype=dtype)
             return
         if self.states.shape[1:] != tuple(event_shape):
             raise ShapeError(
@@ -131,21 +126,11 @@ class ReplayBuffer(nn.Module):
                 f"at most {self.size}",
                 "use a larger buffer_size",
             )
-        if self.states is None:
-            raise ConfigurationError(
-                "the buffer has no states yet", "a buffer that was made", "call prepare first"
-            )
-        device = self.states.device
+        states = self._made()
         if n == self.size:
-            slots, chains = torch.arange(n, device=device), self.states.clone()
-        else:
-            slots = torch.randperm(self.size, device=device)[:n]
-            chains = self.states[slots]
-        if self.reinit_probability > 0.0:
-            begins = torch.rand(n, device=device) < self.reinit_probability
-            fresh = self._begin(n, self.states.shape[1:], device, self.states.dtype)
-            chains = torch.where(begins.reshape(n, *[1] * (chains.ndim - 1)), fresh, chains)
-        return slots, chains
+            return self._taken(torch.arange(n, device=states.device), states.clone())
+        slots = torch.randperm(self.size, device=states.device)[:n]
+        return self._taken(slots, states[slots])
 
     @torch.no_grad()
     def write(self, slots: Tensor, chains: Tensor) -> None:
@@ -157,18 +142,21 @@ class ReplayBuffer(nn.Module):
         """Size and re-initialisation, for ``repr``."""
         return f"{self.size}, reinit_probability={self.reinit_probability}"
 
-    def _begin(
-        self, n: int, event_shape: Sequence[int], device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
-        shape = (n, *event_shape)
-        states = self.initializer(shape, device=device, dtype=dtype)
-        if states.shape != shape or states.dtype != dtype or states.device != device:
+    def _made(self) -> Tensor:
+        if self.states is None:
             raise ConfigurationError(
-                f"initializer gave {tuple(states.shape)}, {states.dtype}, {states.device}",
-                f"{shape}, {dtype}, {device}",
-                "make states of the shape, dtype and device that initializer is called with",
+                "the buffer has no states yet", "a buffer that was made", "call prepare first"
             )
-        return states
+        return self.states
+
+    def _taken(self, slots: Tensor, chains: Tensor) -> tuple[Tensor, Tensor]:
+        """Drawn slots and chains, some of them begun anew."""
+        if self.reinit_probability > 0.0:
+            n, device = len(chains), chains.device
+            begins = torch.rand(n, device=device) < self.reinit_probability
+            fresh = begun(self.initializer, chains.shape, device=device, dtype=chains.dtype)
+            chains = torch.where(begins.reshape(n, *[1] * (chains.ndim - 1)), fresh, chains)
+        return slots, chains
 
     def _load_from_state_dict(
         self,
@@ -194,6 +182,57 @@ class ReplayBuffer(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def check_initializer(initializer: Any) -> Initializer:
+    """Something that can be called for states.
+
+    Raises:
+        ConfigurationError: If it cannot.
+    """
+    if not callable(initializer):
+        raise ConfigurationError(
+            f"initializer is {initializer!r}",
+            "a callable (shape, *, device, dtype) -> states",
+            "pass such a callable, torch.randn for example",
+        )
+    checked: Initializer = initializer
+    return checked
+
+
+def begun(
+    initializer: Initializer, shape: Sequence[int], *, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """States ``(n, *event)`` for chains to begin from.
+
+    Raises:
+        ConfigurationError: If the initializer gave anything else.
+    """
+    states = initializer(shape, device=device, dtype=dtype)
+    if states.shape != tuple(shape) or states.dtype != dtype or states.device != device:
+        raise ConfigurationError(
+            f"initializer gave {tuple(states.shape)}, {states.dtype}, {states.device}",
+            f"{tuple(shape)}, {dtype}, {device}",
+            "make states of the shape, dtype and device that initializer is called with",
+        )
+    return states
+
+
+def check_n_negatives(n_negatives: int | None, buffer_size: int) -> int | None:
+    """A number of chains to draw, at most as many as there are.
+
+    Raises:
+        ConfigurationError: If it is none.
+    """
+    if n_negatives is None:
+        return None
+    if check_integer("n_negatives", n_negatives, at_least=1) > buffer_size:
+        raise ConfigurationError(
+            f"n_negatives is {n_negatives} and buffer_size {buffer_size}",
+            "at most buffer_size negatives",
+            "use a larger buffer_size or fewer n_negatives",
+        )
+    return n_negatives
 
 
 def initializer_on(support: Constraint) -> Initializer:
