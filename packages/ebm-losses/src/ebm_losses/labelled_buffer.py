@@ -70,7 +70,8 @@ class LabelledReplayBuffer(ReplayBuffer):
         labels = check_labels(labels, self.n_classes)
         states = self._made()
         labels = labels.to(states.device)
-        self.labels = self.labels.to(states.device)
+        with torch.inference_mode(False):
+            self.labels = self.labels.to(states.device)
         wanted = torch.bincount(labels, minlength=self.n_classes)
         present = torch.bincount(self.labels, minlength=self.n_classes)
         if (wanted > present).any():
