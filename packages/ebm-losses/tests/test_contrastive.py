@@ -254,6 +254,15 @@ def test_inference_tensors_of_a_sampler_can_be_trained_on():
     assert torch.isfinite(network.weight.grad).all()
 
 
+def test_negatives_that_were_made_in_inference_mode_can_be_trained_on():
+    network = nn.Linear(2, 1)
+    energy = as_energy(lambda x: network(x).square().squeeze(1), network)
+    with torch.inference_mode():
+        negatives = torch.ones(3, 2)
+    ContrastiveDivergence(energy, Shift())(torch.zeros(4, 2), negatives).backward()
+    assert network.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("n_bad", (1, 3))
 def test_non_finite_chains_raise_and_leave_the_buffer_alone(n_bad):
     class Bursting(Shift):

@@ -189,7 +189,9 @@ class ContrastiveObjective(BaseLoss):
         """What `compute` does with data that have been checked and jittered."""
         self._has_drawn = negatives is None
         negatives = self.draw_negatives(x) if negatives is None else _check_negatives(negatives, x)
-        self.negatives = negatives = negatives.detach()
+        # As in `advance`, for those of the caller.
+        negatives = negatives.clone() if negatives.is_inference() else negatives.detach()
+        self.negatives = negatives
         data_energy = floating_energies(self.energy, x)
         negative_energy = floating_energies(self.energy, negatives)
         data_mean, negative_mean = data_energy.mean(), self.mean_over_negatives(negative_energy)
