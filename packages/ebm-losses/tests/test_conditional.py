@@ -103,6 +103,9 @@ def test_given_negatives_belong_to_the_labels():
     want = ((2 * x - 1.0) * energy.weight[labels]).sum(1).mean()
     torch.testing.assert_close(loss, want)
     assert loss_fn.buffer.states is None
+    energy.forward = lambda x: (x * energy.weight[energy.labels]).sum(1)  # checks nothing itself
+    with pytest.raises(ShapeError, match="4 negatives came with 6 labels"):
+        loss_fn(x, labels, x[:4])
 
 
 def test_is_restored_whatever_the_last_batch_was():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ebm_core import ConfigurationError, EnergyFunction, Sampler
+from ebm_core import ConfigurationError, EnergyFunction, Sampler, ShapeError
 from ebm_losses._checks import check_batch
 from ebm_losses.contrastive import Jitter, PersistentContrastiveDivergence
 from ebm_losses.divergence import RunawayGuard
@@ -123,11 +123,18 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
                 them.
 
         Raises:
-            ShapeError: If there is not one label a state; and as in `ContrastiveObjective.compute`.
+            ShapeError: If there is not one label a state, or one negative a label; and as in
+                `ContrastiveObjective.compute`.
             ConfigurationError: If labels are no classes, or one is asked for more often than it has
                 chains.
         """
         n_data = check_batch(self.energy, x)
+        if isinstance(negatives, Tensor) and negatives.shape[:1] != (n_data,):
+            raise ShapeError(
+                f"{len(negatives) if negatives.ndim else 'no'} negatives came with {n_data} labels",
+                "one negative of the class of each label",
+                "pass as many negatives as data, in the order of their labels",
+            )
         energy: Any = self.energy
         before = energy.labels
         labels = check_labels(labels, self.buffer.n_classes, n_data).to(x.device)
