@@ -103,6 +103,9 @@ def test_given_negatives_belong_to_the_labels():
     want = ((2 * x - 1.0) * energy.weight[labels]).sum(1).mean()
     torch.testing.assert_close(loss, want)
     assert loss_fn.buffer.states is None
+    energy.forward = lambda x: (x * energy.weight[energy.labels]).sum(1)  # checks nothing itself
+    with pytest.raises(ShapeError, match="4 negatives came with 6 labels"):
+        loss_fn(x, labels, x[:4])
 
 
 def test_is_restored_whatever_the_last_batch_was():
@@ -144,3 +147,57 @@ def test_energies_without_labels_and_samplers_of_another_energy_are_refused():
     with pytest.raises(ConfigurationError, match="another energy"):
         ConditionalContrastiveDivergence(one, ReferenceLangevin(other), n_classes=2)
     ConditionalContrastiveDivergence(one, ReferenceLangevin(one), n_classes=2)
+
+
+def test_labels_of_inference_mode_can_be_used():
+    energy = Given()
+    energy.support = constraints.real
+    sampler = ReferenceLangevin(energy)
+    loss_fn = ConditionalContrastiveDivergence(energy, sampler, n_classes=2, buffer_size=40)
+    with torch.inference_mode():
+        x, labels = labelled_data(6)
+        assert torch.isfinite(loss_fn(x, labels.int()))
+
+
+class HalfStuck:
+    """Moves all chains but every other one of class 1."""
+
+    def __init__(self, energy):
+        self.energy = energy
+
+    def sample_chain(self, x_init, n_steps):
+        labels = self.energy.labels
+        stuck = (labels == 1) & ((labels == 1).cumsum(0) % 2 == 0)
+        return torch.where(stuck[:, None], x_init, x_init + 1.0)
+
+
+def test_leaving_out_stuck_chains_leaves_classes_their_share():
+    """p(x | y) owes nothing to a constant for each class, nor may the gradient."""
+    energy = Given()
+    offset = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    plain = energy.forward
+    energy.forward = lambda x: plain(x) + offset[energy.labels.expand(len(x))]
+    loss_fn = ConditionalContrastiveDivergence(
+        energy,
+        HalfStuck(energy),
+        n_classes=2,
+        buffer_size=80,
+        initializer=torch.zeros,
+        leave_out_stuck=True,
+    )
+    x, labels = labelled_data(20)
+    assert 4 <= labels.sum() <= 10
+    loss_fn(x, labels).backward()
+    torch.testing.assert_close(offset.grad, torch.zeros_like(offset), rtol=0, atol=1e-12)
+    # All that moved went from 0 to 1.
+    want = (x * energy.weight[labels]).sum(1).mean() - energy.weight[labels].sum(1).mean()
+    assert loss_fn.metrics["stuck"] > 0
+    torch.testing.assert_close(-loss_fn.metrics["energy_gap"], want.detach())
+    # A class of which none moved counts as it is: here a single chain at 0, next to four at 1.
+    labels = torch.tensor([0, 0, 0, 0, 1])
+    loss_fn.sampler.sample_chain = lambda x, n: torch.where((energy.labels == 1)[:, None], x, x + 1)
+    loss_fn.buffer.states.zero_()
+    loss_fn(torch.zeros(5, 3, dtype=torch.float64), labels)
+    torch.testing.assert_close(
+        loss_fn.metrics["negative_energy"], 0.8 * energy.weight[0].sum().detach()
+    )

@@ -254,6 +254,15 @@ def test_inference_tensors_of_a_sampler_can_be_trained_on():
     assert torch.isfinite(network.weight.grad).all()
 
 
+def test_negatives_that_were_made_in_inference_mode_can_be_trained_on():
+    network = nn.Linear(2, 1)
+    energy = as_energy(lambda x: network(x).square().squeeze(1), network)
+    with torch.inference_mode():
+        negatives = torch.ones(3, 2)
+    ContrastiveDivergence(energy, Shift())(torch.zeros(4, 2), negatives).backward()
+    assert network.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize("n_bad", (1, 3))
 def test_non_finite_chains_raise_and_leave_the_buffer_alone(n_bad):
     class Bursting(Shift):
@@ -398,6 +407,13 @@ def test_impossible_options_are_refused(options):
         PersistentContrastiveDivergence(lambda x: x.sum(1), Shift(), **options)
 
 
+@pytest.mark.parametrize("make", (ContrastiveDivergence, PersistentContrastiveDivergence))
+def test_energies_that_are_integers_are_refused(make):
+    energy = as_energy(lambda x: x.sum(1), support=spin)
+    with pytest.raises(ConfigurationError, match=r"int64.*floating"):
+        make(energy, Shift(0))(torch.ones(4, 2, dtype=torch.int8))
+
+
 def test_an_energy_that_is_not_finite_raises():
     with pytest.raises(NumericalError):
         ContrastiveDivergence(lambda x: x.log().sum(1), Shift())(torch.zeros(4, 2))
@@ -518,6 +534,23 @@ def test_a_regulariser_that_gives_no_number_is_refused(value, error):
         loss_fn(torch.zeros(2, 1))
 
 
+def test_a_regulariser_that_is_a_module_is_trained_moved_and_saved_with_the_loss():
+    class Term(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, batch):
+            return self.weight * batch.data_energy.mean()
+
+    terms = [EnergyMagnitude(0.1), Term()]
+    loss_fn = ContrastiveDivergence(lambda x: x.sum(1), Shift(), regularizers=terms)
+    assert any(parameter is terms[1].weight for parameter in loss_fn.parameters())
+    assert loss_fn.double()(*torch.ones(2, 4, 2).double()).dtype == torch.float64
+    assert terms[1].weight.dtype == torch.float64
+    assert any(name.endswith("weight") for name in loss_fn.state_dict())
+
+
 def test_the_magnitude_term_has_the_gradient_of_its_formula():
     energy = gaussian()
     x, negatives = torch.randn(2, 5, 2, dtype=torch.float64)
@@ -572,8 +605,10 @@ def test_chains_that_are_stuck_can_be_left_out_of_the_loss():
     assert plain(x) == -(4.0 - 7.0 + 8.0 + 0.0) / 4
     assert "stuck" not in plain.metrics
     loss_fn.buffer.states.fill_(-1.0)
-    with pytest.raises(NumericalError, match="step size"):
-        loss_fn(x)  # none moved
+    with pytest.raises(NumericalError, match="none of the 4 negatives has moved.*step size"):
+        loss_fn(x)
+    with pytest.raises(ConfigurationError, match="leave_out_stuck"):
+        objective(leave_out_stuck=0.5)
 
 
 # Saving and restoring

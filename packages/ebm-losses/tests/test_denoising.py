@@ -253,3 +253,14 @@ def test_impossible_arguments_are_refused():
     for shape in ((2,), (4, 3), (0, 2), (2, 4, 2)):
         with pytest.raises(ShapeError):
             loss_fn(torch.zeros(shape))
+
+
+def test_a_conditional_energy_can_be_evaluated_in_inference_mode():
+    scale = torch.tensor(1.5, requires_grad=True)
+    loss_fn = DenoisingScoreMatching(
+        lambda x, sigma: scale * x.square().sum(1) / sigma, (0.1, 1.0), conditional=True
+    )
+    with torch.inference_mode():
+        assert torch.isfinite(loss_fn(torch.randn(8, 2)))
+    loss_fn(torch.randn(8, 2)).backward()
+    assert scale.grad is not None

@@ -227,3 +227,19 @@ def test_impossible_jitter_is_refused(jitter):
         ContrastiveDivergence(lambda x: x.sum(1), Frozen(), jitter=jitter)
     with pytest.raises(ConfigurationError, match="dtype"):
         DataJitter(0.1)(torch.zeros(4, 2, dtype=torch.int8))
+
+
+def test_a_guarded_run_can_be_restored_without_a_guard():
+    """What the guard's message offers; nested as in a trainer, and alone."""
+
+    def objective(guard):
+        energy = QuadraticEnergy(torch.zeros(2))
+        return ContrastiveDivergence(energy, ReferenceLangevin(energy), guard=guard)
+
+    guarded = objective(True)
+    guarded(torch.zeros(4, 2))
+    objective(False).load_state_dict(guarded.state_dict())
+    nn.Sequential(objective(False)).load_state_dict(nn.Sequential(guarded).state_dict())
+    objective(RunawayGuard(gap_limit=1.0)).load_state_dict(guarded.state_dict())
+    with pytest.raises(RuntimeError, match="guard"):
+        objective(True).load_state_dict(objective(False).state_dict())

@@ -228,3 +228,48 @@ def test_impossible_arguments_are_refused():
     for shape in ((2,), (4, 3), (0, 2), (2, 4, 2)):
         with pytest.raises(ShapeError):
             loss_fn(torch.zeros(shape))
+
+
+class Stepper:
+    """A sampler with a state: step n moves chains by n."""
+
+    def __init__(self):
+        self.n = 0
+
+    def sample_chain(self, x_init, n_steps):
+        self.n += 1
+        return x_init + self.n
+
+    def state_dict(self):
+        return {"n": self.n}
+
+    def load_state_dict(self, state):
+        self.n = state["n"]
+
+
+def test_the_samplers_state_is_saved_and_restored():
+    loss_fn, x = EnergyMatching(make_energy(), 0, sampler=Stepper()), torch.randn(8, 1).double()
+    loss_fn(x)
+    restored = EnergyMatching(make_energy(), 0, sampler=Stepper())
+    restored.load_state_dict(loss_fn.state_dict())
+    assert restored.sampler.n == 1
+    other = EnergyMatching(make_energy(), 0, sampler=ReferenceLangevin(make_energy()))
+    with pytest.raises(ConfigurationError, match=r"Stepper.*wanted.*ReferenceLangevin"):
+        other.load_state_dict(loss_fn.state_dict())
+    assert other.n_calls == 0
+    assert EnergyMatching(make_energy()).state_dict()["_extra_state"] == {}
+
+
+def test_inference_tensors_of_a_sampler_can_be_trained_on():
+    class Inference(Stepper):
+        sample_chain = torch.inference_mode()(Stepper.sample_chain)
+
+    network = torch.nn.Linear(1, 1).double()
+    energy = as_energy(lambda x: network(x).square().squeeze(1), network)
+    EnergyMatching(energy, 0, sampler=Inference())(torch.randn(8, 1).double()).backward()
+    assert torch.isfinite(network.weight.grad).all()
+
+
+def test_the_class_of_a_sampler_is_refused():
+    with pytest.raises(ConfigurationError, match="the class Stepper"):
+        EnergyMatching(make_energy(), sampler=Stepper)

@@ -232,6 +232,13 @@ def test_labels_are_saved_and_chains_restored():
     assert torch.equal(copy.deepcopy(fresh).labels, buffer.labels)
 
 
+def test_labels_of_more_classes_are_refused_and_not_taken():
+    few, labels = LabelledReplayBuffer(50, 2), torch.arange(50) % 2
+    with pytest.raises(RuntimeError, match=r"labels.*up to 3.*n_classes is 2"):
+        few.load_state_dict(made(50, 4).state_dict())
+    assert torch.equal(few.labels, labels)
+
+
 def test_impossible_requests_are_refused():
     with pytest.raises(ConfigurationError, match="a slot for each class"):
         LabelledReplayBuffer(3, 4)

@@ -471,3 +471,33 @@ def test_default_ladder_and_repr():
     loss_fn(torch.ones(2, 5, dtype=torch.int8))
     assert set(loss_fn.buffer.states.unique().tolist()) == {0, 1}
     assert "betas=(1, 0.72," in repr(loss_fn)
+
+
+def test_calls_in_inference_mode_leave_buffers_that_can_be_trained_on_and_loaded():
+    energy = QuadraticEnergy(torch.zeros(2))
+    loss_fn = ParallelTemperingContrastiveDivergence(
+        energy, ReferenceLangevin(energy), buffer_size=8, betas=BETAS, adapt_betas=2
+    )
+    saved = copy.deepcopy(loss_fn.state_dict())
+    with torch.inference_mode():
+        for _ in range(3):
+            loss_fn(torch.randn(8, 2))
+    assert not any(buffer.is_inference() for buffer in loss_fn.buffers())
+    loss_fn.load_state_dict(saved)
+    loss_fn(torch.randn(8, 2)).backward()
+
+
+def test_the_state_of_another_kind_of_sampler_is_refused_and_nothing_is_loaded():
+    class Other(ReferenceLangevin):
+        """Takes the state of its parent, so that the kind alone tells them apart."""
+
+    energy = QuadraticEnergy(torch.zeros(2))
+    saved, other = (
+        ParallelTemperingContrastiveDivergence(energy, kind(energy), buffer_size=8, betas=betas)
+        for kind, betas in ((ReferenceLangevin, (1.0, 0.5)), (Other, (1.0, 0.2)))
+    )
+    saved(torch.randn(8, 2))
+    with pytest.raises(ConfigurationError, match=r"ReferenceLangevin.*wanted.*Other"):
+        other.load_state_dict(saved.state_dict())
+    assert torch.equal(other.betas, torch.tensor([1.0, 0.2]))
+    assert other.buffer.states is None

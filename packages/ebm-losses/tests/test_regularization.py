@@ -90,3 +90,11 @@ def test_impossible_arguments_are_refused():
     for arguments in ((0.0,), (-1.0,), (1.0, -0.1), (1.0, 0.0, "everywhere")):
         with pytest.raises(ConfigurationError):
             GradientPenalty(*arguments)
+
+
+def test_points_between_integer_states_are_refused():
+    energy = QuadraticEnergy(torch.zeros(2))
+    x = torch.ones(4, 2, dtype=torch.int8)
+    with pytest.raises(ConfigurationError, match="GradientPenalty was given.*int8"):
+        GradientPenalty(1.0, at="between")(make_batch(energy, x, x))
+    assert GradientPenalty(1.0)(make_batch(energy, x, x)) == 2.0

@@ -178,3 +178,23 @@ def test_wrong_use_is_refused():
         made().draw(51)
     with pytest.raises(ConfigurationError, match="initializer gave"):
         made(initializer=lambda size, *, device, dtype: torch.zeros(2))
+
+
+@pytest.mark.parametrize("learned", (False, True))
+def test_chains_do_not_share_memory_with_what_the_initializer_gave(learned):
+    """Such as the data themselves, or one state for all."""
+    data = torch.randn(5, 3, dtype=torch.float64, requires_grad=learned)
+    before = data.detach().clone()
+    for given in (data, torch.zeros((), dtype=torch.float64).expand(5, 3)):
+        buffer = ReplayBuffer(5, initializer=lambda size, given=given, **_: given[: size[0]])
+        buffer.prepare((3,), device=CPU, dtype=torch.float64)
+        slots, chains = buffer.draw(2)
+        buffer.write(slots, chains + 1.0)
+        assert not buffer.states.requires_grad
+        assert int((buffer.states != given).any(1).sum()) == 2
+    assert torch.equal(data.detach(), before)
+
+
+def test_an_initializer_that_gives_no_tensor_is_refused():
+    with pytest.raises(ConfigurationError, match="initializer gave a list"):
+        made(initializer=lambda size, *, device, dtype: [0.0])

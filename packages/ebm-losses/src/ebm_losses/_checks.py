@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ebm_core import ConfigurationError, EnergyFunction, NumericalError, ShapeError
+from ebm_core.energy import check_energies
 
 
 def check_batch(energy: EnergyFunction, x: Tensor) -> int:
@@ -36,6 +37,23 @@ def check_floating(x: Tensor, user: str) -> None:
             "floating data",
             "convert them with x.float()",
         )
+
+
+def floating_energies(energy: EnergyFunction, states: Tensor) -> Tensor:
+    """E of ``(n, *event)`` states, ``(n,)``, also where states are integers.
+
+    Raises:
+        ShapeError: If the energy does not give one number a state.
+        ConfigurationError: If it gives integers.
+    """
+    energies = check_energies(energy(states), torch.Size([len(states)]))
+    if not energies.is_floating_point():
+        raise ConfigurationError(
+            f"the energy gave {energies.dtype} for states of {states.dtype}",
+            "floating numbers",
+            "convert the states in forward, x.float() or x.to(weight.dtype)",
+        )
+    return energies
 
 
 def check_states_like(

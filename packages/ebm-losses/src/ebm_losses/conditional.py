@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from ebm_core import ConfigurationError, EnergyFunction, Sampler
+from ebm_core import ConfigurationError, EnergyFunction, Sampler, ShapeError
 from ebm_losses._checks import check_batch
 from ebm_losses.contrastive import Jitter, PersistentContrastiveDivergence
 from ebm_losses.divergence import RunawayGuard
@@ -30,7 +32,7 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
         buffer_size: Number of chains, all classes together; of each class there must be as many as
             data of it in a batch.
         reinit_probability: As in `PersistentContrastiveDivergence`.
-        leave_out_stuck: As in `PersistentContrastiveDivergence`.
+        leave_out_stuck: As in `PersistentContrastiveDivergence`; classes keep their shares.
         initializer: As in `PersistentContrastiveDivergence`.
         regularizers: As in `ContrastiveObjective`.
         jitter: As in `ContrastiveObjective`.
@@ -121,14 +123,23 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
                 them.
 
         Raises:
-            ShapeError: If there is not one label a state; and as in `ContrastiveObjective.compute`.
+            ShapeError: If there is not one label a state, or one negative a label; and as in
+                `ContrastiveObjective.compute`.
             ConfigurationError: If labels are no classes, or one is asked for more often than it has
                 chains.
         """
         n_data = check_batch(self.energy, x)
+        if isinstance(negatives, Tensor) and negatives.shape[:1] != (n_data,):
+            raise ShapeError(
+                f"{len(negatives) if negatives.ndim else 'no'} negatives came with {n_data} labels",
+                "one negative of the class of each label",
+                "pass as many negatives as data, in the order of their labels",
+            )
         energy: Any = self.energy
         before = energy.labels
-        self._labels = check_labels(labels, self.buffer.n_classes, n_data).to(x.device)
+        labels = check_labels(labels, self.buffer.n_classes, n_data).to(x.device)
+        with torch.inference_mode(False):  # the sampler differentiates an energy with them
+            self._labels = labels.clone() if labels.is_inference() else labels
         energy.labels = self._labels
         try:
             return super().compute(x, negatives)
@@ -139,3 +150,20 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
         """Slots of the classes of this call, and a copy of their chains."""
         assert self._labels is not None, "compute has set them"
         return self.buffer.draw_for(self._labels)
+
+    def mean_over_negatives(self, energies: Tensor) -> Tensor:
+        """The mean energy of negatives, with ``leave_out_stuck`` of those that moved.
+
+        Each class keeps its share of the batch, which data have, too: otherwise classes that stick
+        more often would be raised or lowered as a whole. A class of which none moved counts in
+        full.
+        """
+        if not self._has_drawn or self._moved is None:
+            return energies.mean()
+        assert self._labels is not None, "compute has set them"
+        members = one_hot(self._labels, self.buffer.n_classes).to(energies)
+        moved = self._moved.to(energies)
+        n_moved = moved @ members
+        weights = torch.where(n_moved > 0, members.sum(0) / n_moved.clamp(min=1), 1)[self._labels]
+        counted = torch.where((n_moved > 0)[self._labels], moved, 1)
+        return (weights * counted * energies).mean()

@@ -24,13 +24,24 @@ from ebm_core import (
     BaseLoss,
     ConfigurationError,
     EnergyLike,
+    NumericalError,
     Sampler,
     ShapeError,
     evaluation_mode,
 )
-from ebm_core.energy import check_energies
 from ebm_core.validation import check_integer, check_positive
-from ebm_losses._checks import check_batch, check_finite_states, check_states_like
+from ebm_losses._checks import (
+    check_batch,
+    check_finite_states,
+    check_states_like,
+    floating_energies,
+)
+from ebm_losses._sampler_state import (
+    check_sampler,
+    check_sampler_state,
+    restore_sampler,
+    sampler_state,
+)
 from ebm_losses.divergence import RunawayGuard
 from ebm_losses.jitter import DataJitter
 from ebm_losses.regularization import ContrastiveBatch, Regularizer
@@ -59,7 +70,8 @@ class ContrastiveObjective(BaseLoss):
         sampler: An object with ``sample_chain(x_init, n_steps) -> final states``, on the same
             energy.
         k_steps: Transitions of each chain a call, at least 1.
-        regularizers: Terms to add, such as `EnergyMagnitude`; none by default.
+        regularizers: Terms to add, such as `EnergyMagnitude`; none by default. Those that are
+            modules are moved, trained and saved with the objective.
         jitter: What is done to the data of each call: the standard deviation of Gaussian noise (a
             `DataJitter`), or a callable ``x -> x``; None for nothing.
         guard: A `RunawayGuard` with limits of one's own; True for its defaults, False for none.
@@ -85,9 +97,12 @@ class ContrastiveObjective(BaseLoss):
         guard: RunawayGuard | bool = True,
     ) -> None:
         super().__init__(energy)
-        self.sampler = _check_sampler(sampler)
+        self.sampler = check_sampler(sampler)
         self.k_steps = check_integer("k_steps", k_steps, at_least=1)
         self.regularizers = _check_regularizers(regularizers)
+        for i, term in enumerate(self.regularizers):
+            if isinstance(term, nn.Module):  # moved, trained and saved with the objective
+                self.add_module(f"regularizer_{i}", term)
         self.jitter = _check_jitter(jitter)
         self.guard = _check_guard(guard)
         self.negatives: Tensor | None = None
@@ -172,12 +187,13 @@ class ContrastiveObjective(BaseLoss):
 
     def contrast(self, x: Tensor, negatives: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """What `compute` does with data that have been checked and jittered."""
-        n_data = len(x)
         self._has_drawn = negatives is None
         negatives = self.draw_negatives(x) if negatives is None else _check_negatives(negatives, x)
-        self.negatives = negatives = negatives.detach()
-        data_energy = check_energies(self.energy(x), torch.Size([n_data]))
-        negative_energy = check_energies(self.energy(negatives), torch.Size([len(negatives)]))
+        # As in `advance`, for those of the caller.
+        negatives = negatives.clone() if negatives.is_inference() else negatives.detach()
+        self.negatives = negatives
+        data_energy = floating_energies(self.energy, x)
+        negative_energy = floating_energies(self.energy, negatives)
         data_mean, negative_mean = data_energy.mean(), self.mean_over_negatives(negative_energy)
         loss = data_mean - negative_mean
         metrics = {
@@ -197,10 +213,7 @@ class ContrastiveObjective(BaseLoss):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The sampler's state and the name of its class, as part of ``state_dict``."""
-        method = _state_method(self.sampler, "state_dict")
-        if method is None:
-            return {}
-        return {"sampler": method(), "sampler_class": type(self.sampler).__name__}
+        return sampler_state(self.sampler)
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore the sampler's state.
@@ -209,18 +222,15 @@ class ContrastiveObjective(BaseLoss):
             ConfigurationError: If the state of a sampler of another class was saved, or this one
                 cannot take any. Nothing of the objective has been loaded then.
         """
-        if "sampler" not in state:
-            return
-        name, saved_name = type(self.sampler).__name__, state.get("sampler_class")
-        method = _state_method(self.sampler, "load_state_dict")
-        if method is None or name != saved_name:
-            raise ConfigurationError(
-                f"the saved state is that of a sampler of the class {saved_name}",
-                f"one of {name}" if method else f"none, as {name} has no load_state_dict",
-                "make the objective with the sampler that was saved, or remove '_extra_state' from "
-                "the saved state and load it with strict=False",
-            )
-        method(state["sampler"])
+        restore_sampler(self.sampler, state)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        check_sampler_state(self.sampler, state_dict.get(f"{prefix}_extra_state", {}))
+        if self.guard is None:  # what a guard has seen is of no use then
+            state_dict.pop(f"{prefix}guard._extra_state", None)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _jittered(self, x: Tensor) -> Tensor:
         if self.jitter is None:
@@ -289,7 +299,7 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
             place steeper; most runs that blow up in spite of an accept step do so by this. For
             samplers on continuous states with an accept step and several transitions a call:
             chains that are in equilibrium must hardly ever reject all of them, or the loss is
-            biased.
+            biased. A call in which none moves raises.
         initializer: Makes the states that chains begin from, called like ``torch.randn``; None for
             N(0, I), or uniform states where the energy's support is finite.
         regularizers: As in `ContrastiveObjective`.
@@ -331,6 +341,10 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
             initializer=initializer_on(self.energy.support) if initializer is None else initializer,
         )
         self.n_negatives = check_n_negatives(n_negatives, self.buffer.size)
+        if not isinstance(leave_out_stuck, bool):
+            raise ConfigurationError(
+                f"leave_out_stuck is {leave_out_stuck!r}", "True or False", "pass one of the two"
+            )
         self.leave_out_stuck = leave_out_stuck
         self._drawn_slots: Tensor | None = None
         self._moved: Tensor | None = None
@@ -343,6 +357,13 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
         negatives = self.advance(chains)
         if start is not None:
             self._moved = (negatives != start).reshape(len(start), -1).any(1)
+            if not self._moved.any():
+                raise NumericalError(
+                    f"none of the {len(start)} negatives has moved in {self.k_steps} transitions",
+                    "chains that move, as stuck ones are left out of the loss",
+                    "lower the sampler's step size or let it adapt first, take more k_steps, lower "
+                    "the learning rate, or pass leave_out_stuck=False",
+                )
         return negatives
 
     def draw_chains(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,7 +375,7 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
         if not self._has_drawn or self._moved is None:
             return energies.mean()
         weights = self._moved.to(energies)
-        return (weights * energies).sum() / weights.sum()  # NaN, hence refused, if none moved
+        return (weights * energies).sum() / weights.sum()
 
     def contrast(self, x: Tensor, negatives: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         """As in `ContrastiveObjective`, with ``stuck`` among the metrics."""
@@ -368,18 +389,6 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
         assert self._drawn_slots is not None, "keep_chains follows draw_negatives"
         assert self.negatives is not None, "keep_chains follows draw_negatives"
         self.buffer.write(self._drawn_slots, self.negatives)
-
-
-def _check_sampler(sampler: Any) -> Sampler:
-    if isinstance(sampler, type) or not callable(getattr(sampler, "sample_chain", None)):
-        name = sampler.__name__ if isinstance(sampler, type) else type(sampler).__name__
-        raise ConfigurationError(
-            f"sampler is {'the class' if isinstance(sampler, type) else 'of the class'} {name}",
-            "an object with sample_chain(x_init, n_steps) -> final states",
-            "pass an instance of a sampler, such as LangevinDynamics(energy, step_size=0.01)",
-        )
-    checked: Sampler = sampler
-    return checked
 
 
 def _check_regularizers(regularizers: Any) -> tuple[Regularizer, ...]:
@@ -444,9 +453,3 @@ def _penalty(term: Regularizer, batch: ContrastiveBatch) -> Tensor:
             "reduce it with .mean()",
         )
     return penalty
-
-
-def _state_method(sampler: Any, name: str) -> Callable[..., Any] | None:
-    # A sampler that is a module is registered and saved as such.
-    method = None if isinstance(sampler, nn.Module) else getattr(sampler, name, None)
-    return method if callable(method) else None

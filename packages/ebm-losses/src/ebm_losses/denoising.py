@@ -119,7 +119,8 @@ class DenoisingScoreMatching(BaseLoss):
         n_data = check_batch(self.energy, x)
         check_floating(x, type(self).__name__)
         noise = torch.randn_like(x)
-        sigma = self._draw_levels(x)
+        with torch.inference_mode(False):  # a conditional energy is differentiated with it
+            sigma = self._draw_levels(x)
         scale = sigma.reshape(-1, *[1] * (x.ndim - 1))
         energies, gradient = self._at(sigma).energy_and_gradient(
             x + scale * noise, create_graph=True

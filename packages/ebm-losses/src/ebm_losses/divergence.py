@@ -41,7 +41,8 @@ class RunawayGuard(nn.Module):
         gap_limit: Limit of |mean E(negatives) - mean E(data)| for each element; None: not watched.
         energy_limit: Limit of the larger of |mean E(data)| and |mean E(negatives)| for each
             element; None: not watched.
-        min_acceptance: Acceptance rates below this are low; None: not watched.
+        min_acceptance: Acceptance rates below this are low; None: not watched. Proposals on
+            discrete states may be rejected more often in an honest run.
         patience: Calls in a row with low acceptance that are one too many, at least 1.
 
     Raises:
@@ -152,7 +153,8 @@ class RunawayGuard(nn.Module):
                 f"{self._n_low} calls in a row: the chains are stuck",
                 "chains that move",
                 "lower the sampler's step size or let it adapt (target_acceptance=0.6), or lower "
-                "the learning rate; to go on regardless, pass "
+                "the learning rate; where most proposals are rejected for good reasons, as single "
+                "flips at sharp modes of discrete states are, pass "
                 "guard=RunawayGuard(min_acceptance=None)",
             )
 

@@ -6,13 +6,13 @@ a Boltzmann density.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ebm_core import (
     BaseLoss,
-    ConfigurationError,
     EnergyFunction,
     EnergyLike,
     Sampler,
@@ -23,6 +23,12 @@ from ebm_core.energy import check_energies
 from ebm_core.validation import check_integer, check_number, check_positive
 from ebm_losses._checks import check_batch, check_finite_states, check_floating, check_states_like
 from ebm_losses._coupling import import_pot, optimal_pairs
+from ebm_losses._sampler_state import (
+    check_sampler,
+    check_sampler_state,
+    restore_sampler,
+    sampler_state,
+)
 
 
 class EnergyMatching(BaseLoss):
@@ -64,7 +70,8 @@ class EnergyMatching(BaseLoss):
         step_size: Δt, positive.
         sampler: Makes negatives instead of the scheme above, by ``sample_chain(start, n_steps)``
             from the same starts; it should target exp(-E/ε_max), so give it
-            ``energy.tempered(temperature)``. None for the paper's scheme.
+            ``energy.tempered(temperature)``. Its state is saved with ``state_dict``. None for the
+            paper's scheme.
 
     Attributes:
         n_calls: Training calls so far, an integer tensor.
@@ -107,13 +114,7 @@ class EnergyMatching(BaseLoss):
         self.ramp_start = check_number("ramp_start", ramp_start, at_least=0, at_most=1)
         self.n_steps = check_integer("n_steps", n_steps, at_least=1)
         self.step_size = check_positive("step_size", step_size)
-        if sampler is not None and not callable(getattr(sampler, "sample_chain", None)):
-            raise ConfigurationError(
-                f"sampler is {sampler!r}",
-                "an object with sample_chain(x_init, n_steps), or None",
-                "pass a sampler of energy.tempered(temperature)",
-            )
-        self.sampler = sampler
+        self.sampler = None if sampler is None else check_sampler(sampler)
         self.negatives: Tensor | None = None
         self.register_buffer("n_calls", torch.zeros((), dtype=torch.int64))
         import_pot(type(self).__name__)
@@ -157,7 +158,9 @@ class EnergyMatching(BaseLoss):
                     len(start),
                     origin=f"sample_chain of {type(self.sampler).__name__}",
                     remedy="return the last states of the chains alone, one for each start",
-                ).detach()
+                )
+                # What was made under inference_mode cannot take part in the backward pass.
+                final = final.clone() if final.is_inference() else final.detach()
         return check_finite_states(
             final,
             origin=f"of {type(self).__name__}",
@@ -191,6 +194,25 @@ class EnergyMatching(BaseLoss):
         if torch.is_grad_enabled():
             self.n_calls += 1
         return loss, metrics
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The sampler's state and the name of its class, as part of ``state_dict``."""
+        return sampler_state(self.sampler)
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the sampler's state.
+
+        Raises:
+            ConfigurationError: If the state of a sampler of another class was saved, or this one
+                cannot take any. Nothing of the objective has been loaded then.
+        """
+        restore_sampler(self.sampler, state)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        check_sampler_state(self.sampler, state_dict.get(f"{prefix}_extra_state", {}))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         """What sets the phases and the chains apart, for ``repr``."""

@@ -1,5 +1,7 @@
 """`LabelledReplayBuffer`: persistent chains of a class-conditional density, each of one class."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -70,7 +72,8 @@ class LabelledReplayBuffer(ReplayBuffer):
         labels = check_labels(labels, self.n_classes)
         states = self._made()
         labels = labels.to(states.device)
-        self.labels = self.labels.to(states.device)
+        with torch.inference_mode(False):
+            self.labels = self.labels.to(states.device)
         wanted = torch.bincount(labels, minlength=self.n_classes)
         present = torch.bincount(self.labels, minlength=self.n_classes)
         if (wanted > present).any():
@@ -90,6 +93,27 @@ class LabelledReplayBuffer(ReplayBuffer):
         slots = torch.empty_like(labels)
         slots[order] = by_class[(present.cumsum(0) - present)[labels[order]] + rank]
         return self._taken(slots, states[slots])
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        saved = state_dict.get(f"{prefix}labels")
+        if saved is not None and len(saved) and int(saved.max()) >= self.n_classes:
+            error_msgs.append(
+                f"{prefix}labels: labels up to {int(saved.max())} were saved, n_classes is "
+                f"{self.n_classes}."
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 def check_labels(labels: Tensor, n_classes: int, n: int | None = None) -> Tensor:

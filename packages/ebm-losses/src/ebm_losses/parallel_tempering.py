@@ -20,8 +20,8 @@ from ebm_core import (
     evaluation_mode,
     state_options,
 )
-from ebm_core.energy import check_energies
 from ebm_core.validation import check_integer
+from ebm_losses._checks import floating_energies
 from ebm_losses.contrastive import ContrastiveObjective, Jitter
 from ebm_losses.divergence import RunawayGuard
 from ebm_losses.regularization import Regularizer
@@ -150,8 +150,9 @@ class ParallelTemperingContrastiveDivergence(ContrastiveObjective):
         """States at beta = 1 after transitions and swaps; the call keeps the chains at its end."""
         event_shape = (self.n_replicas, *x.shape[1:])
         self.buffer.prepare(event_shape, device=x.device, dtype=x.dtype)
-        for name in ("betas", "parity", "swap_rates"):  # chains follow the data's device
-            setattr(self, name, getattr(self, name).to(x.device))
+        with torch.inference_mode(False):
+            for name in ("betas", "parity", "swap_rates"):  # chains follow the data's device
+                setattr(self, name, getattr(self, name).to(x.device))
         n = self.n_negatives or min(len(x), self.buffer.size)
         slots, chains = self.buffer.draw(n)
         states = self.advance(chains.flatten(0, 1), beta=self.betas.repeat(n))
@@ -167,10 +168,11 @@ class ParallelTemperingContrastiveDivergence(ContrastiveObjective):
         """Put the replicas back, count their visits, and move the ladder if it is time."""
         assert self._drawn is not None, "keep_chains follows draw_negatives"
         slots, states, _ = self._drawn
-        with torch.no_grad():
+        # Tensors of inference mode could be neither trained with nor loaded into.
+        with torch.inference_mode(False), torch.no_grad():
             self.buffer.write(slots, states)
             self.parity[slots] = 1 - self.parity[slots]
-            self.swap_rates = self._averaged()
+            self.swap_rates = self._averaged().clone()
             self._n_averaged += 1
             if self._n_averaged == self.adapt_betas:
                 self.betas = equalized_ladder(self.betas, self.swap_rates)
@@ -211,7 +213,7 @@ class ParallelTemperingContrastiveDivergence(ContrastiveObjective):
     def _energies(self, states: Tensor) -> Tensor:
         """E of all replicas, if swaps can be decided by it."""
         with torch.no_grad(), evaluation_mode(self.energy):
-            energies = check_energies(self.energy(states), torch.Size([len(states)]))
+            energies = floating_energies(self.energy, states)
         largest = energies.abs().max().item()
         if not torch.finfo(energies.dtype).eps * largest <= MAX_ROUNDING:  # NaN is refused, too
             raise NumericalError(

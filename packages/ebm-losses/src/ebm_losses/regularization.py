@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ebm_core import EnergyFunction
 from ebm_core.validation import check_choice, check_number, check_positive
+from ebm_losses._checks import check_floating
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,8 @@ class GradientPenalty:
             larger batch that have no partner are left out).
 
     Raises:
-        ConfigurationError: If a number is out of range, or ``at`` is none of these words.
+        ConfigurationError: If a number is out of range, or ``at`` is none of these words; when
+            called, if there is no state between data, as they are integers.
 
     Example:
         >>> GradientPenalty(0.1)
@@ -107,6 +109,7 @@ class GradientPenalty:
         if self.at != "between":
             states = {"data": (x,), "negatives": (negatives,), "both": (x, negatives)}
             return states[self.at]
+        check_floating(x, type(self).__name__)
         n = min(len(x), len(negatives))
         shape = (n, *[1] * (x.ndim - 1))
         return (torch.lerp(x[:n], negatives[:n], torch.rand(shape, device=x.device).to(x.dtype)),)

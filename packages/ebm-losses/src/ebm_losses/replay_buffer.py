@@ -105,7 +105,8 @@ class ReplayBuffer(nn.Module):
                 "convert the data, or the buffer by buffer.to(dtype)",
             )
         if self.states.device != device:
-            self.states = self.states.to(device)
+            with torch.inference_mode(False):
+                self.states = self.states.to(device)
 
     def draw(self, n: int) -> tuple[Tensor, Tensor]:
         """Draw slots without replacement, by torch's default generator.
@@ -205,17 +206,20 @@ def begun(
 ) -> Tensor:
     """States ``(n, *event)`` for chains to begin from.
 
+    A copy: what the initializer gave may be the caller's data, and chains are written in place.
+
     Raises:
         ConfigurationError: If the initializer gave anything else.
     """
-    states = initializer(shape, device=device, dtype=dtype)
+    states: Any = initializer(shape, device=device, dtype=dtype)
+    wanted = f"{tuple(shape)}, {dtype}, {device}"
+    remedy = "make states of the shape, dtype and device that initializer is called with"
+    if not isinstance(states, Tensor):
+        raise ConfigurationError(f"initializer gave a {type(states).__name__}", wanted, remedy)
     if states.shape != tuple(shape) or states.dtype != dtype or states.device != device:
-        raise ConfigurationError(
-            f"initializer gave {tuple(states.shape)}, {states.dtype}, {states.device}",
-            f"{tuple(shape)}, {dtype}, {device}",
-            "make states of the shape, dtype and device that initializer is called with",
-        )
-    return states
+        given = f"initializer gave {tuple(states.shape)}, {states.dtype}, {states.device}"
+        raise ConfigurationError(given, wanted, remedy)
+    return states.detach().clone(memory_format=torch.contiguous_format)
 
 
 def check_n_negatives(n_negatives: int | None, buffer_size: int) -> int | None:

@@ -12,8 +12,10 @@ the elements of the event, whatever its shape, and means over the batch; nothing
 number of elements.
 
 Second derivatives are taken by autograd, through any network that is smooth in x (SiLU, GELU, tanh,
-softplus). One of ReLUs has none: its Laplacian is 0 almost everywhere, and it is refused. So is, by
-torch itself, one that torch.compile has compiled, which cannot be differentiated twice.
+softplus). One of ReLUs has none: its Laplacian is 0 almost everywhere, and it is refused. (Where a
+smooth term is added, such as a Gaussian base, the Laplacian is that of this term alone: what is
+learned is wrong, and that goes unnoticed.) So is, by torch itself, one that torch.compile has
+compiled, which cannot be differentiated twice.
 """
 
 from collections.abc import Mapping
