@@ -169,8 +169,9 @@ class BernoulliRBM(EnergyFunction):
         μ moves to the mean of ``v``, λ to that of P(h = 1 | v), by the fraction ``rate`` of the
         way, and b̃ and c̃ with them. Call it once on the data, after `initialize_from`, or before
         each step on the batch with a rate of about 0.01, since λ moves as the machine learns. The
-        distribution stays the same, but not what an optimiser remembers of the gradients: that
-        belongs to the coordinates of before.
+        distribution stays the same, but not what an optimiser remembers of the gradients, nor a
+        running average of the parameters: these belong to the coordinates of before. (An average
+        is that of the machine only while the offsets stay, or hardly move.)
 
         Args:
             v: Data, ``(batch, n_visible)``.
