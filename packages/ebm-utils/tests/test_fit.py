@@ -1,5 +1,6 @@
 """`fit`: the plain loop's numbers, bit for bit across cuts of any kind, and clean ends."""
 
+import errno
 import math
 import os
 import random
@@ -506,13 +507,16 @@ def test_a_cut_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, monkey
     path = tmp_path / "run.pt"
     write_checkpoint(path, {"step": 1})
 
+    class Cut(BaseException):
+        pass
+
     def cut(descriptor):
         os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-        raise OSError("the power is gone")
+        raise Cut
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", cut)
-        with pytest.raises(OSError, match="power"):
+        with pytest.raises(Cut):
             write_checkpoint(path, {"step": 2})
     (partial,) = (p for p in tmp_path.iterdir() if p != path)
     assert read_checkpoint(path)["step"] == 1
@@ -521,6 +525,21 @@ def test_a_cut_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, monkey
     write_checkpoint(path, {"step": 3})
     assert read_checkpoint(path)["step"] == 3
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_the_result(tmp_path, monkeypatch):
+    path, loss = tmp_path / "run.pt", likelihood()
+    fit(loss, run_data(), n_steps=2, checkpoint=path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left") as info:
+        fit(loss, run_data(), n_steps=5, checkpoint=path, checkpoint_every=3, resume=True)
+    assert (info.value.result.step, info.value.result.steps) == (3, [1, 2, 3])
+    assert list(tmp_path.iterdir()) == [path]
+    assert read_checkpoint(path)["step"] == 2
 
 
 def test_no_checkpoint_is_overwritten_or_begun_by_mistake(tmp_path):

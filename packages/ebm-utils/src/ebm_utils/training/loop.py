@@ -113,6 +113,8 @@ def fit(
         EBMError: What the loss raised, the step added to its message; a `NumericalError` also where
             loss or gradient are not finite. Its ``result`` is the `FitResult` up to there. The last
             checkpoint stays.
+        OSError: If a checkpoint cannot be written (the disk is full); the one before stays. Its
+            ``result`` likewise.
         KeyboardInterrupt: After Ctrl-C, when the step is done and the checkpoint written; its
             ``result`` likewise. A second Ctrl-C does not wait.
 
@@ -222,8 +224,13 @@ class _File:
 
     def write(self, trainer: Trainer) -> None:
         """Write the state of a run."""
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             write_checkpoint(self.path, trainer.state_dict())
+        except OSError as error:
+            error.result = trainer.result("interrupted")  # type: ignore[attr-defined]
+            raise
 
 
 def _evaluate(evaluate: Evaluation, trainer: Trainer) -> bool:
