@@ -249,6 +249,8 @@ def test_images_share_limits_and_take_results_and_axes():
         (torch.full((2, 8, 8), math.inf), {}, NumericalError),
         (torch.zeros(2, 8, 8), {"limits": (1, 1)}, ConfigurationError),
         (torch.zeros(2, 8, 8), {"limits": (1, 0)}, ConfigurationError),
+        (torch.zeros(2, 8, 8), {"limits": (1,)}, ConfigurationError),
+        (torch.zeros(2, 8, 8), {"limits": "ab"}, ConfigurationError),
         (torch.zeros(2, 8, 8), {"n_columns": 0}, ConfigurationError),
     ),
 )
