@@ -96,6 +96,20 @@ def test_relaxed_states_have_the_formulas_energy():
     torch.testing.assert_close(rbm(v), -(v @ rbm.visible_bias) - F.softplus(inputs).sum(1))
 
 
+def test_double_precision_reaches_to_large_inputs():
+    """One unit of each kind: F(1) = -b - log(1 + exp(c + w)), and Z the sum of four terms."""
+    rbm = BernoulliRBM(1, 1).double()
+    with torch.no_grad():
+        rbm.weight.fill_(20.5)
+        rbm.centred_hidden_bias.fill_(0.25)
+    v = torch.ones(1, 1, dtype=torch.float64)
+    assert abs(rbm(v).item() + 20.75 + math.log1p(math.exp(-20.75))) < 1e-13
+    exact = math.log(1 + math.exp(0.25) + 1 + math.exp(20.75))
+    assert abs(rbm.log_normalizer().item() - exact) < 1e-13
+    (slope,) = torch.autograd.grad(rbm(v).sum(), rbm.centred_hidden_bias)
+    assert abs(slope.item() + 1 / (1 + math.exp(-20.75))) < 1e-15
+
+
 def likelihood_gradient(rbm, data):
     """Of the mean negative log-likelihood, by autograd through the sum over all states."""
     loss = rbm(data).mean() + rbm.log_normalizer()

@@ -177,6 +177,54 @@ def test_files_of_others_are_refused(path, monkeypatch):
         load(path)
 
 
+@pytest.mark.parametrize(
+    "description",
+    (
+        '{"format": 1, "arguments": {}}',
+        '{"format": 1, "class": "MLPEnergy", "arguments": [2]}',
+        '{"format": 1, "class": ["MLPEnergy"], "arguments": {}}',
+        '{"format": 1, "class": "ModuleEnergy", "arguments": {"module": {"class": "MLPEnergy"}}}',
+        '{"format": 1, "class": "ModuleEnergy", "arguments": {"module": {"model": [2]}}}',
+        '{"format": 1, "class": "ModuleEnergy", "arguments": {"module": {"model": {}}}}',
+        "[" * 100_000,
+    ),
+)
+def test_files_with_a_strange_description_are_refused(description, path):
+    save_file({"weight": torch.zeros(2)}, path, metadata={"ebm_models": description})
+    for read in (load, lambda path: load_into(path, nn.Linear(1, 1))):
+        with pytest.raises(ConfigurationError, match="no file of a model"):
+            read(path)
+
+
+def test_arguments_that_are_nested_without_end_are_refused(path):
+    nested = "[" * 900 + "]" * 900
+    text = f'{{"format": 1, "class": "MLPEnergy", "arguments": {{"event_shape": {nested}}}}}'
+    save_file({"weight": torch.zeros(2)}, path, metadata={"ebm_models": text})
+    with pytest.raises(ConfigurationError, match="does not take"):
+        load(path)
+
+
+def test_a_replaced_network_is_not_rebuilt_as_the_old_one(path):
+    model = ConditionalEnergy(ConvNetwork((1, 8, 8), (3,), 2), 2, (1, 8, 8))
+    model.network = ConvNetwork((1, 8, 8), (3,), 2, "tanh")
+    save(model, path)
+    with pytest.raises(ConfigurationError, match="network of ConditionalEnergy was replaced"):
+        load(path)
+    twin = ConditionalEnergy(ConvNetwork((1, 8, 8), (3,), 2, "tanh"), 2, (1, 8, 8))
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(load_into(path, twin)(x), model(x))
+
+
+def test_a_model_comes_back_on_the_cpu_whatever_the_default_device(path):
+    model = MLPEnergy(2, (4,))
+    save(model, path)
+    with torch.device("meta"):
+        twin = load(path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True)
+    )
+
+
 def test_classes_that_are_not_known_are_refused(path, monkeypatch):
     save(Tied(3), path)
     monkeypatch.delitem(ebm_models.saving._REGISTRY, "Tied")

@@ -211,6 +211,17 @@ def test_states_keep_their_dtype_and_are_the_same_in_all(energy):
     assert all(torch.equal(finals[0], final) for final in finals)
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("beta", (None, 0.7))
+def test_states_of_half_precision_are_drawn_as_others_are(dtype, beta):
+    machine, x = Machine(scale=4.0), torch.zeros(N_CHAINS, 4)
+    whole, half = (
+        BlockGibbs(machine).sample(x.to(kind), n_steps=3, seed=0, beta=beta).final
+        for kind in (torch.float32, dtype)
+    )
+    assert torch.equal(whole, half.float())
+
+
 def test_an_image_of_units_in_blocks():
     """Event shapes are the energy's own affair where it draws its blocks."""
 

@@ -55,6 +55,25 @@ def test_nll_of_data_is_entropy_and_divergence():
     assert abs(nll - expected) < 4 * error
 
 
+def test_nll_is_refused_where_the_model_has_its_states_by_heart():
+    x = normals(5, 2).double()
+    height = 1e8 / (2 * math.pi * 5)  # half the mass is in the spikes
+
+    def energy(y):
+        broad = -y.square().sum(1) / 2 - math.log(2 * math.pi)
+        spikes = math.log(height) - ((y[:, None] - x) / 1e-4).square().sum(2) / 2
+        return -torch.logsumexp(torch.cat([broad[:, None], spikes], 1), 1)
+
+    with pytest.raises(NumericalError, match="wells at states"):
+        exact_nll(energy, x, BOX, dtype=torch.float64)
+    wrong = exact_nll(energy, x, BOX, dtype=torch.float64, max_grid_error=None)
+    assert wrong == pytest.approx(-math.log(height), abs=1e-3)  # as if the spikes had no mass
+    narrow = QuadraticEnergy(torch.full((2,), 0.0225), torch.full((2,), 1 / 0.045**2)).double()
+    assert exact_nll(narrow, torch.full((1, 2), 0.0225), BOX) == pytest.approx(
+        narrow.log_normalizer().item(), abs=1e-3
+    )
+
+
 def test_nll_is_infinite_where_there_is_no_density():
     def energy(x):
         return torch.where(x.abs() < 1, 0.0, math.inf).sum(1)
@@ -96,6 +115,11 @@ def test_auroc_is_that_of_all_pairs_and_of_the_rank_test():
     ranked = scipy.stats.mannwhitneyu(high.numpy(), low.numpy()).statistic / (57 * 91)
     assert auroc(high, low) == pytest.approx(ranked, abs=1e-14)
     assert auroc(low, high) == pytest.approx(1 - brute, abs=1e-14)
+
+
+def test_auroc_of_columns():
+    scores = normals(9, 2).double()
+    assert auroc(scores[:, 0], scores[:, 1]) == auroc(*scores.T.contiguous())
 
 
 def test_auroc_of_infinite_scores():
@@ -225,6 +249,8 @@ def test_images_share_limits_and_take_results_and_axes():
         (torch.full((2, 8, 8), math.inf), {}, NumericalError),
         (torch.zeros(2, 8, 8), {"limits": (1, 1)}, ConfigurationError),
         (torch.zeros(2, 8, 8), {"limits": (1, 0)}, ConfigurationError),
+        (torch.zeros(2, 8, 8), {"limits": (1,)}, ConfigurationError),
+        (torch.zeros(2, 8, 8), {"limits": "ab"}, ConfigurationError),
         (torch.zeros(2, 8, 8), {"n_columns": 0}, ConfigurationError),
     ),
 )

@@ -1,5 +1,6 @@
 """`fit`: the plain loop's numbers, bit for bit across cuts of any kind, and clean ends."""
 
+import errno
 import math
 import os
 import random
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from ebm_core import BaseLoss, ConfigurationError, NumericalError, ShapeError, make_generator
 from ebm_core.testing import QuadraticEnergy
@@ -166,9 +167,16 @@ def test_an_average_of_constant_parameters_is_their_value():
     torch.testing.assert_close(average.values[0], expected, atol=1e-12, rtol=0)
 
 
-def test_a_callback_ends_the_run():
-    result = fit(likelihood(), run_data(), n_steps=50, evaluate=lambda s: s == 6, evaluate_every=2)
+@pytest.mark.parametrize("kind", (bool, np.bool_, torch.tensor))
+def test_a_callback_ends_the_run(kind):
+    options = {"evaluate": lambda s: kind(s == 6), "evaluate_every": 2}
+    result = fit(likelihood(), run_data(), n_steps=50, **options)
     assert (result.step, result.stopped) == (6, "callback")
+
+
+def test_what_an_evaluation_gives_is_not_dropped_in_silence():
+    with pytest.raises(ConfigurationError, match="evaluate gave 0.5"):
+        fit(likelihood(), run_data(), n_steps=2, evaluate=lambda step: 0.5)
 
 
 @pytest.mark.parametrize("schedule", (lambda o: OneCycleLR(o, 0.1, 12), "constant", None))
@@ -237,6 +245,57 @@ def test_all_kinds_of_data_give_the_same_batches():
         assert_same(losses[0], loss)
 
 
+def test_a_loader_that_shuffles_gives_the_batches_of_a_plain_loop():
+    loader = DataLoader(TensorDataset(torch.arange(20.0)), batch_size=5, shuffle=True)
+    torch.manual_seed(0)
+    plain = [x for _ in range(3) for (x,) in loader]
+    seen, weight = [], nn.Parameter(torch.zeros(()))
+
+    def loss(x):
+        seen.append(x)
+        return (weight * x).sum()
+
+    torch.manual_seed(0)
+    fit(loss, loader, epochs=3, parameters=[weight])
+    assert torch.equal(torch.stack(seen), torch.stack(plain))
+
+
+def test_a_loader_of_unknown_length():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(run_data())
+
+    loss = likelihood()
+    assert fit(loss, DataLoader(Stream(), batch_size=60), n_steps=5).step == 5
+    with pytest.raises(ConfigurationError, match="no known length"):
+        fit(loss, DataLoader(Stream(), batch_size=60), epochs=2)
+
+
+def test_data_that_can_be_read_only_once_end_with_an_error():
+    class Once:
+        batches = iter([run_data()])
+
+        def __iter__(self):
+            return self.batches
+
+    with pytest.raises(ConfigurationError, match="ended after 1 batches, at step 2"):
+        fit(likelihood(), Once(), n_steps=3)
+
+
+def test_the_order_is_made_on_the_cpu():
+    seen, x = [], run_data()
+    parameter = nn.Parameter(torch.zeros(2))
+
+    def loss(batch):
+        seen.append(batch)
+        return (parameter * batch).sum()
+
+    with torch.device("meta"):  # stands for a default device that is not the data's
+        sgd = torch.optim.SGD([parameter], lr=0.1)
+        fit(loss, x, n_steps=2, batch_size=50, optimizer=sgd)
+    assert torch.equal(torch.cat(seen).sort(0).values, x.sort(0).values)
+
+
 def test_fresh_data_and_iterables():
     data = EightGaussians(64)
     by_step, by_list = likelihood(), likelihood()
@@ -266,6 +325,9 @@ def test_fresh_data_and_iterables():
         (torch.full((3, 2), math.nan), {}, NumericalError),
         ((torch.zeros(3, 2), torch.zeros(4)), {}, ShapeError),
         (3, {}, ConfigurationError),
+        (np.zeros((3, 2)), {}, ConfigurationError),
+        (np.zeros((3, 2)), {"batch_size": 2}, ConfigurationError),
+        ({"x": torch.zeros(3, 2)}, {}, ConfigurationError),
         (iter([torch.zeros(3, 2)]), {}, ConfigurationError),
         ([(torch.zeros(3, 2),)], {"batch_size": 3}, ConfigurationError),
         (lambda step: torch.zeros(3, 2), {"n_steps": None, "epochs": 2}, ConfigurationError),
@@ -294,6 +356,7 @@ def test_wrong_arguments_are_refused(data, options, error):
         (lambda x: x.mean(), False, ConfigurationError),  # nothing to train
         (lambda x: 3.0, True, ConfigurationError),
         (lambda x: x.mean(0), True, ShapeError),
+        (lambda x: x.mean(), True, ConfigurationError),  # no gradient
     ),
 )
 def test_losses_that_are_none_are_refused(loss, trained, error):
@@ -378,10 +441,21 @@ def test_killed_at_a_random_step_and_resumed_equals_the_uncut_run(tmp_path):
         lambda: DataLoader(
             TensorDataset(run_data()), 16, shuffle=True, generator=torch.Generator().manual_seed(1)
         ),
+        lambda: DataLoader(
+            TensorDataset(run_data()),
+            16,
+            sampler=RandomSampler(run_data(), generator=torch.Generator().manual_seed(1)),
+        ),
         lambda: lambda step: torch.randn(8, 2),
         lambda: run_data(),
     ),
-    ids=("DataLoader", "DataLoader with a generator", "callable", "tensor"),
+    ids=(
+        "DataLoader",
+        "DataLoader with a generator",
+        "sampler with a generator",
+        "callable",
+        "tensor",
+    ),
 )
 def test_a_resumed_run_has_the_data_of_the_uncut_one(data, cut, tmp_path):
     path = tmp_path / "run.pt"
@@ -433,13 +507,16 @@ def test_a_cut_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, monkey
     path = tmp_path / "run.pt"
     write_checkpoint(path, {"step": 1})
 
+    class Cut(BaseException):
+        pass
+
     def cut(descriptor):
         os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-        raise OSError("the power is gone")
+        raise Cut
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", cut)
-        with pytest.raises(OSError, match="power"):
+        with pytest.raises(Cut):
             write_checkpoint(path, {"step": 2})
     (partial,) = (p for p in tmp_path.iterdir() if p != path)
     assert read_checkpoint(path)["step"] == 1
@@ -448,6 +525,21 @@ def test_a_cut_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, monkey
     write_checkpoint(path, {"step": 3})
     assert read_checkpoint(path)["step"] == 3
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_the_result(tmp_path, monkeypatch):
+    path, loss = tmp_path / "run.pt", likelihood()
+    fit(loss, run_data(), n_steps=2, checkpoint=path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="no space left") as info:
+        fit(loss, run_data(), n_steps=5, checkpoint=path, checkpoint_every=3, resume=True)
+    assert (info.value.result.step, info.value.result.steps) == (3, [1, 2, 3])
+    assert list(tmp_path.iterdir()) == [path]
+    assert read_checkpoint(path)["step"] == 2
 
 
 def test_no_checkpoint_is_overwritten_or_begun_by_mistake(tmp_path):

@@ -123,9 +123,10 @@ class BipartiteBinary(Protocol):
     """A restricted Boltzmann machine: binary visible and hidden units, no bonds within a layer.
 
     The joint energy is E(v, h) = -b·v - c·h - h·Wv for v and h in {0, 1}; called with v, the object
-    gives the free energy F(v) = -b·v - Σ_j log(1 + exp(c_j + W_j·v)), up to a constant. What a
-    sampler needs for block Gibbs steps v → h → v. Test for it with ``hasattr``: ``isinstance`` with
-    a protocol does not see the parameters of a ``torch.nn.Module``.
+    gives the free energy F(v) = -b·v - Σ_j log(1 + exp(c_j + W_j·v)), with no constant added. What
+    a sampler needs for block Gibbs steps v → h → v, and for the energies that it reports. Test for
+    it with ``hasattr``: ``isinstance`` with a protocol does not see the parameters of a
+    ``torch.nn.Module``.
 
     Attributes:
         weight: W, ``(n_hidden, n_visible)``.

@@ -108,7 +108,7 @@ class BernoulliRBM(EnergyFunction):
         self.batch_size(v)
         v = v.to(self.weight.dtype)
         inputs = F.linear(v, self.weight, self.hidden_bias)
-        return -(v @ self.visible_bias) - F.softplus(inputs).sum(1)
+        return -(v @ self.visible_bias) - _softplus(inputs).sum(1)
 
     def joint_energy(self, v: Tensor, h: Tensor) -> Tensor:
         """E(v, h) = -b·v - c·h - h·Wv, ``(batch,)``.
@@ -157,7 +157,7 @@ class BernoulliRBM(EnergyFunction):
         if self.n_hidden < self.n_visible:
             weight, own, other = weight.T, other, own
         parts = [
-            torch.logsumexp(x @ own + F.softplus(F.linear(x, weight, other)).sum(1), 0)
+            torch.logsumexp(x @ own + _softplus(F.linear(x, weight, other)).sum(1), 0)
             for x in _all_states(smaller, max(1, _CHUNK // max(weight.shape)), weight)
         ]
         return torch.logsumexp(torch.stack(parts), 0)
@@ -169,8 +169,9 @@ class BernoulliRBM(EnergyFunction):
         μ moves to the mean of ``v``, λ to that of P(h = 1 | v), by the fraction ``rate`` of the
         way, and b̃ and c̃ with them. Call it once on the data, after `initialize_from`, or before
         each step on the batch with a rate of about 0.01, since λ moves as the machine learns. The
-        distribution stays the same, but not what an optimiser remembers of the gradients: that
-        belongs to the coordinates of before.
+        distribution stays the same, but not what an optimiser remembers of the gradients, nor a
+        running average of the parameters: these belong to the coordinates of before. (An average
+        is that of the machine only while the offsets stay, or hardly move.)
 
         Args:
             v: Data, ``(batch, n_visible)``.
@@ -246,6 +247,11 @@ class BernoulliRBM(EnergyFunction):
                 "make them binary, as in (x > threshold).float()",
             )
         return v.to(self.weight.device)
+
+
+def _softplus(inputs: Tensor) -> Tensor:
+    # Above torch's own threshold, 20, the linear branch is off by up to 2e-9, and so its slope.
+    return F.softplus(inputs, threshold=40.0)
 
 
 def _units(name: str, x: Tensor, n: int) -> Tensor:

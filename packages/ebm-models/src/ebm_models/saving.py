@@ -12,8 +12,8 @@ is by `register`::
 
 Arguments may be numbers, words, booleans, None, lists and tuples of these, and instances of
 registered classes. A model with others (a function as activation, an arbitrary network in
-`ModuleEnergy`) can be saved as well; its file then says why it cannot be rebuilt, and `load_into`
-fills a model that you construct.
+`ModuleEnergy`), or with a network that has been replaced since, can be saved as well; its file then
+says why it cannot be rebuilt, and `load_into` fills a model that you construct.
 """
 
 import functools
@@ -173,7 +173,8 @@ def load(path: PathLike, device: torch.device | str = "cpu") -> Any:
             "a model of registered classes, with arguments that JSON can hold",
             "construct the model as it was, and call ebm_models.load_into(path, model)",
         )
-    with torch.random.fork_rng(devices=[]):
+    # On the CPU, whatever the default device: its random state alone is put back.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         model = _rebuilt(description, os.fspath(path))
     _fill(model, tensors, os.fspath(path))
     return model.to(device)
@@ -222,6 +223,10 @@ def _described(model: nn.Module) -> dict[str, Any]:
     arguments = vars(model).get("_constructor_arguments")
     if arguments is None or _REGISTRY.get(name) is not type(model):
         raise _CannotRebuild(f"the class {name} is not registered")
+    parts = set(model.modules())
+    for key, value in arguments.items():
+        if isinstance(value, nn.Module) and value not in parts:
+            raise _CannotRebuild(f"{key} of {name} was replaced after its construction")
     values = {key: _as_json(value, f"{key} of {name}") for key, value in arguments.items()}
     return {"class": name, "arguments": values}
 
@@ -250,10 +255,9 @@ def _rebuilt(description: Mapping[str, Any], path: str) -> nn.Module:
             f"import the module that defines {name}, decorated with ebm_models.register; or "
             "construct the model and call ebm_models.load_into(path, model)",
         )
-    arguments = {key: _from_json(v, path) for key, v in description["arguments"].items()}
     try:
-        return kind(**arguments)
-    except TypeError as error:
+        return kind(**{key: _from_json(v, path) for key, v in description["arguments"].items()})
+    except (TypeError, RecursionError) as error:
         raise ConfigurationError(
             f"{path!r} has arguments that {name} does not take ({error})",
             "those of its constructor",
@@ -333,10 +337,31 @@ def _read(path: PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if description["format"] != FORMAT:
             raise ValueError(f"its format is {description['format']}")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        _check_description(description, nested=False)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"{os.fspath(path)!r} is no file of a model ({type(error).__name__}: {error})",
             f"a file written by ebm_models.save, of format {FORMAT}",
             "check the path; of other safetensors files, load the tensors and call load_state_dict",
         ) from error
     return description, tensors
+
+
+def _check_description(description: Any, nested: bool) -> None:
+    """Refuse what `_described` cannot have written.
+
+    Raises:
+        ValueError: If it is such.
+    """
+    arguments = description.get("arguments", None if nested else {})
+    if not isinstance(description.get("class"), str) or not isinstance(arguments, dict):
+        raise ValueError("it does not name a class and its arguments")
+    todo = list(arguments.values())
+    while todo:
+        value = todo.pop()
+        if isinstance(value, list):
+            todo += value
+        elif isinstance(value, dict):
+            if not isinstance(value.get("model"), dict):
+                raise ValueError("an argument is an object that is no model")
+            _check_description(value["model"], nested=True)

@@ -51,7 +51,10 @@ def fill_normals(
 def fill_uniforms(
     out: Tensor, key: int, stream: int, first_chain: int = 0, first_index: int = 0
 ) -> Tensor:
-    """Fill a tensor with uniforms in (0, 1), never 0 or 1; otherwise as `fill_normals`."""
+    """Fill a tensor with uniforms in (0, 1), never 0 or 1; otherwise as `fill_normals`.
+
+    In half precision, those near 1 are rounded to it.
+    """
     return _fill(out, True, key, stream, first_chain, first_index)
 
 
@@ -149,18 +152,18 @@ class Noise:
         return self._normals[stream][step - self.first_step]
 
     def uniforms(self, stream: int, step: int) -> Tensor:
-        """Uniforms in (0, 1) of a step, ``(chain,)``."""
+        """Uniforms in (0, 1) of a step, ``(chain,)``, of float32 at least."""
         if stream not in self._uniforms:
-            out = self._empty(self.n_steps)
+            out = self._empty_uniforms(self.n_steps)
             fill_uniforms(out, self.key, stream, self.first_chain, self.first_step)
             self._uniforms[stream] = out.unbind(1)
         return self._uniforms[stream][step - self.first_step]
 
     def uniforms_all(self, stream: int, per_step: int, step: int) -> Tensor:
-        """All of the ``per_step`` uniforms of a step, ``(chain, per_step)``."""
+        """All of the ``per_step`` uniforms of a step, ``(chain, per_step)``, likewise."""
         kind = stream, per_step
         if kind not in self._several:
-            out = self._empty(self.n_steps * per_step)
+            out = self._empty_uniforms(self.n_steps * per_step)
             fill_uniforms(out, self.key, stream, self.first_chain, self.first_step * per_step)
             self._several[kind] = out.view(len(out), self.n_steps, per_step).unbind(1)
         return self._several[kind][step - self.first_step]
@@ -182,3 +185,8 @@ class Noise:
     def _empty(self, length: int) -> Tensor:
         dtype = self.like.dtype if self.like.is_floating_point() else torch.float32
         return torch.empty((len(self.like), length), dtype=dtype, device=self.like.device)
+
+    def _empty_uniforms(self, length: int) -> Tensor:
+        # Rounded to half precision, they would be above a probability near 1 far too often.
+        empty = self._empty(length)
+        return empty if empty.dtype == torch.float64 else empty.float()

@@ -157,4 +157,4 @@ def _scores(name: str, values: TensorLike) -> Tensor:
         )
     if scores.isnan().any():
         raise NumericalError(f"a {name} score is NaN", "numbers", "check where it comes from")
-    return scores.detach().double()
+    return scores.detach().double().contiguous()  # a column would make searchsorted warn

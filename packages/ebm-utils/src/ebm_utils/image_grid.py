@@ -1,7 +1,7 @@
 """Images side by side, in one pair of axes."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +49,9 @@ def plot_images(
         >>> plt.close(ax.figure)
     """
     pixels = _pixels(images)
-    low, high = (pixels.min(), pixels.max()) if limits is None else limits
-    low = check_number("the lower limit", float(low))
-    high = check_number("the upper limit", float(high), at_least=low)
+    low, high = (pixels.min(), pixels.max()) if limits is None else _two(limits)
+    low = check_number("the lower limit", low)
+    high = check_number("the upper limit", high, at_least=low)
     if limits is not None and low == high:
         raise ConfigurationError(f"limits are {limits!r}", "two numbers", "pass limits=(0, 1)")
     scaled = np.clip((pixels - low) / max(high - low, 1e-300), 0.0, 1.0)
@@ -77,6 +77,16 @@ def plot_images(
     if title is not None:
         ax.set_title(title)
     return ax
+
+
+def _two(limits: Any) -> tuple[Any, Any]:
+    try:
+        low, high = limits
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"limits are {limits!r}", "two numbers", "pass limits=(0, 1)"
+        ) from error
+    return low, high
 
 
 def _pixels(images: SampleResult | TensorLike) -> NDArray[np.float64]:

@@ -42,6 +42,7 @@ GridBounds = tuple[tuple[float, float], ...]
 
 CHUNK_SIZE = 65536
 MASS_TOLERANCE = 1e-3  # by how much a normalised density may miss one on the grid
+LOG_SHARE_TOLERANCE = 0.01  # nats by which one cell may seem to hold more than all the mass
 SHIFT = 0.49  # of a cell, to the second grid: points near the middle of their neighbours, off edges
 
 
@@ -195,7 +196,8 @@ def exact_nll(
         bounds: ``(low, high)`` for each dimension; must hold the mass of the model.
         n_points: Points of the grid; see `log_partition`.
         max_outside_mass: See `log_partition`.
-        max_grid_error: See `log_partition`.
+        max_grid_error: See `log_partition`; with None, densities at the states are not held against
+            the grid's mass either.
         dtype: Dtype of the points and states that the energy is given; None for the energy's own.
         chunk_size: Number of points evaluated at once.
 
@@ -207,7 +209,8 @@ def exact_nll(
             dimensions.
         ShapeError: If states are not of the box's dimension, or there are none, or the energy takes
             others.
-        NumericalError: If a state is not finite, or as of `log_partition`.
+        NumericalError: If a state is not finite, or has so high a density that one cell of the grid
+            would hold more than the whole mass, or as of `log_partition`.
 
     Example:
         >>> x = torch.tensor([[1.0], [-1.0]])
@@ -234,10 +237,21 @@ def exact_nll(
         dtype=dtype,
         chunk_size=chunk_size,
     )
-    model, total = as_energy(energy), 0.0
+    model, total, least = as_energy(energy), 0.0, math.inf
     with torch.no_grad(), evaluation_mode(model):
         for chunk in torch.split(states, chunk_size):
-            total += grid_energies(model, chunk, dtype).sum().item()
+            energies = grid_energies(model, chunk, dtype)
+            total += energies.sum().item()
+            least = min(least, energies.min().item())
+    log_share = MidpointGrid(bounds, n_points).log_cell - least - log_z
+    if max_grid_error is not None and log_share > LOG_SHARE_TOLERANCE:
+        share = math.exp(min(log_share, 700.0))
+        raise NumericalError(
+            f"a state's density, over one cell of the grid, makes {share:.3g} times the mass on "
+            "all of it: the energy has wells at states that the grid does not see",
+            "less than the whole mass",
+            "raise n_points; the model may have learned its states by heart",
+        )
     return total / len(states) + log_z
 
 

@@ -93,7 +93,7 @@ class PlacedNoise(Noise):
             dtype = torch.float64 if double else torch.float32
             out = torch.empty((len(self.like), length), dtype=dtype, device=self.like.device)
             fill_placed(out, uniform, stream, self.place, step - self.first_step)
-            self._made[uniform, stream] = out.to(self.like.dtype)
+            self._made[uniform, stream] = out if uniform else out.to(self.like.dtype)
         return self._made[uniform, stream]
 
 

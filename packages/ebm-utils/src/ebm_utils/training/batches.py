@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
@@ -24,6 +25,7 @@ Batch = tuple[Any, ...]
 """The arguments of the loss."""
 
 DEFAULT_BATCH_SIZE = 128
+_NOTHING: Any = object()
 GOLDEN = 0x9E3779B97F4A7C15  # odd: epochs of near seeds have generators far apart
 
 
@@ -91,7 +93,8 @@ class ShuffledBatches(Batches):
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = make_generator((self.seed + epoch * GOLDEN) % 2**64)
-            self._epoch, self._order = epoch, torch.randperm(self.n_items, generator=generator)
+            self._epoch = epoch
+            self._order = torch.randperm(self.n_items, generator=generator, device="cpu")
         first = position * self.batch_size
         return as_arguments(self.pick(self._order[first : first + self.batch_size]))
 
@@ -128,11 +131,11 @@ class ComputedBatches(Batches):
 class IteratedBatches(Batches):
     """Batches of an iterable, begun anew when it ends.
 
-    A resumed run restores the global random state (and that of ``data.generator``, if there is one)
-    with which the epoch began, reads and drops the batches that had been used, and then restores
-    the random state of the step. So a ``DataLoader`` goes on as if it had not been cut, also one
-    that shuffles. What an iterable draws from elsewhere, or reads from a stream, it must repeat
-    itself.
+    A resumed run restores the global random state (and those of the generators of a ``DataLoader``
+    and its samplers, if they have any) with which the epoch began, reads and drops the batches that
+    had been used, and then restores the random state of the step. So a ``DataLoader`` goes on as if
+    it had not been cut, also one that shuffles. What an iterable draws from elsewhere, or reads
+    from a stream, it must repeat itself.
 
     Args:
         data: The iterable.
@@ -140,7 +143,7 @@ class IteratedBatches(Batches):
 
     def __init__(self, data: Iterable[Any]) -> None:
         self.data = data
-        self.steps_per_epoch = len(data) if isinstance(data, Sized) else None
+        self.steps_per_epoch = _length(data)
         self._iterator: Iterator[Any] | None = None
         self._began: dict[str, Any] = {}
         self._used = 0
@@ -153,14 +156,17 @@ class IteratedBatches(Batches):
         try:
             batch = next(self._iterator)
         except StopIteration:
-            if self._used == 0 or iter(self.data) is self.data:
+            used = self._used
+            again = used > 0 and self._iterator is not self.data
+            if again:
+                self._begin()  # once an epoch: a DataLoader draws a random number each time
+            batch = next(self._iterator, _NOTHING) if again else _NOTHING
+            if batch is _NOTHING:
                 raise ConfigurationError(
-                    f"the data ended after {self._used} batches, at step {step + 1}",
+                    f"the data ended after {used} batches, at step {step + 1}",
                     "an iterable that can be read again, with at least one batch",
                     "pass a DataLoader, or a callable step -> batch",
                 ) from None
-            self._begin()
-            batch = next(self._iterator)
         self._used += 1
         return as_arguments(batch)
 
@@ -172,12 +178,12 @@ class IteratedBatches(Batches):
         """Begin the epoch again, and drop what had been used."""
         if not state["began"]:
             return
-        now = RandomState.capture(getattr(self.data, "generator", None))
-        RandomState.restore(state["began"], getattr(self.data, "generator", None))
+        now = RandomState.capture()
+        RandomState.restore(state["began"], _generators(self.data))
         self._begin()
         assert self._iterator is not None
         for i in range(state["used"]):
-            if next(self._iterator, None) is None:
+            if next(self._iterator, _NOTHING) is _NOTHING:
                 raise ConfigurationError(
                     f"the data ended after {i} batches of the epoch",
                     f"the {state['used']} that had been used when the checkpoint was written",
@@ -191,7 +197,7 @@ class IteratedBatches(Batches):
         return {**super().signature(), "steps_per_epoch": self.steps_per_epoch}
 
     def _begin(self) -> None:
-        self._began = RandomState.capture(getattr(self.data, "generator", None))
+        self._began = RandomState.capture(_generators(self.data))
         self._iterator, self._used = iter(self.data), 0
 
 
@@ -224,6 +230,12 @@ def batches_of(data: Data, batch_size: int | None, seed: int | None) -> Batches:
             size,
             seed,
         )
+    if isinstance(data, np.ndarray | Mapping | str):
+        raise ConfigurationError(
+            f"the data are of the class {type(data).__name__}",
+            "tensors, or an iterable of batches",
+            "convert arrays with torch.from_numpy(x), and pass a tuple of tensors for several",
+        )
     if batch_size is not None:
         raise ConfigurationError(
             f"batch_size is {batch_size} with data of the class {type(data).__name__}",
@@ -245,6 +257,22 @@ def batches_of(data: Data, batch_size: int | None, seed: int | None) -> Batches:
 def as_arguments(batch: Any) -> Batch:
     """The arguments of the loss: a tuple or list is several, all else is one."""
     return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+
+
+def _length(data: Any) -> int | None:
+    """Number of batches, where it is known: a ``DataLoader`` has ``len`` even where it is not."""
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:
+        return None
+
+
+def _generators(data: Any) -> list[torch.Generator]:
+    """The generators that a ``DataLoader`` and its samplers were given, each once."""
+    batches = getattr(data, "batch_sampler", None)
+    owners = (data, getattr(data, "sampler", None), batches, getattr(batches, "sampler", None))
+    found = (getattr(owner, "generator", None) for owner in owners)
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
 def _is_map_style(data: Any) -> bool:

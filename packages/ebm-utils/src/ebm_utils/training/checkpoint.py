@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,16 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
     path = Path(path)
     content = _encoded({"format": FORMAT, **state})
     partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:  # a full disk should not hold half a file too
+        with suppress(OSError):
+            partial.unlink()
+        raise
     if hasattr(os, "O_DIRECTORY"):  # the new name is on the disk too
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -12,6 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -25,7 +28,7 @@ from ebm_utils.training.result import FitResult
 from ebm_utils.training.schedules import Schedule, schedule_of
 from ebm_utils.training.trainer import Loss, MakeOptimizer, Parameters, Trainer
 
-Evaluation = Callable[[int], Mapping[str, float] | bool | None]
+Evaluation = Callable[[int], Mapping[str, float] | bool | np.bool_ | Tensor | None]
 
 CHECKPOINT_EVERY = 1000
 BAR_DELAY = 2.0  # seconds without a bar
@@ -64,8 +67,9 @@ def fit(
 
             - a tensor ``(n, *event)``, or a tuple ``(x, y, …)`` of tensors of the same length, for
               ``loss(x, y, …)``; moved to the parameters' device batch by batch;
-            - a map-style ``Dataset`` (or anything with ``len`` and items by number): a set of fixed
-              size, shuffled here, the data sets of this package among them;
+            - a map-style ``Dataset`` (or anything that has ``len`` and items by number, and is no
+              iterable): a set of fixed size, shuffled here, the data sets of this package among
+              them;
             - a callable ``step -> batch``, steps from 0, for fresh data at each step: ``lambda
               step: moons.sample(256)``;
             - an iterable of batches, such as a ``DataLoader``, begun anew when it ends.
@@ -89,8 +93,8 @@ def fit(
         ema_decay: Decay of a running average of the parameters (see `ParameterAverage`), 0.999 for
             example; None for no average.
         evaluate: Called with the number of steps made, the parameters holding their averages if
-            there are any and modules in eval mode. A mapping that it gives is recorded; True ends
-            the run. The global random state is put back afterwards.
+            there are any and modules in eval mode. A mapping that it gives is recorded; True (of
+            Python, NumPy or a tensor) ends the run. The global random state is put back afterwards.
         evaluate_every: Steps between two evaluations; one is made at the end in any case.
         checkpoint: File of the checkpoint, also written at the end and on Ctrl-C.
         checkpoint_every: Steps between two checkpoints; None for 1000.
@@ -109,6 +113,8 @@ def fit(
         EBMError: What the loss raised, the step added to its message; a `NumericalError` also where
             loss or gradient are not finite. Its ``result`` is the `FitResult` up to there. The last
             checkpoint stays.
+        OSError: If a checkpoint cannot be written (the disk is full); the one before stays. Its
+            ``result`` likewise.
         KeyboardInterrupt: After Ctrl-C, when the step is done and the checkpoint written; its
             ``result`` likewise. A second Ctrl-C does not wait.
 
@@ -218,8 +224,13 @@ class _File:
 
     def write(self, trainer: Trainer) -> None:
         """Write the state of a run."""
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             write_checkpoint(self.path, trainer.state_dict())
+        except OSError as error:
+            error.result = trainer.result("interrupted")  # type: ignore[attr-defined]
+            raise
 
 
 def _evaluate(evaluate: Evaluation, trainer: Trainer) -> bool:
@@ -234,7 +245,17 @@ def _evaluate(evaluate: Evaluation, trainer: Trainer) -> bool:
         found = evaluate(trainer.step)
     if isinstance(found, Mapping):
         trainer.evaluations.add(trainer.step, found)
-    return found is True
+        return False
+    comparison = isinstance(found, np.bool_) or (
+        isinstance(found, Tensor) and found.dtype == torch.bool and found.numel() == 1
+    )
+    if not (comparison or isinstance(found, bool | None)):
+        raise ConfigurationError(
+            f"evaluate gave {repr(found)[:80]}",
+            "numbers by name, True to end the run, or None",
+            'return {"kl": value}, for example',
+        )
+    return bool(found)
 
 
 def _explain(error: EBMError, trainer: Trainer, file: _File) -> None:

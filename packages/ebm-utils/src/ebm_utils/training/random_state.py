@@ -1,7 +1,7 @@
 """The global random states of torch, NumPy and Python, as tensors and numbers."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,10 @@ import torch
 
 
 class RandomState:
-    """Captures and restores the global generators, and one further torch generator."""
+    """Captures and restores the global generators, and further generators of torch."""
 
     @staticmethod
-    def capture(generator: torch.Generator | None = None) -> dict[str, Any]:
+    def capture(generators: Sequence[torch.Generator] = ()) -> dict[str, Any]:
         """The states of all, loadable with ``weights_only=True``."""
         legacy: Any = np.random.get_state()  # noqa: NPY002 - what users' data may draw from
         kind, keys, position, has_normal, normal = legacy
@@ -20,16 +20,16 @@ class RandomState:
         state: dict[str, Any] = {
             "torch": torch.get_rng_state(),
             "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_normal, normal),
-            "python": (version, torch.tensor(words), python_normal),
+            "python": (version, torch.tensor(words, device="cpu"), python_normal),
         }
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             state["cuda"] = torch.cuda.get_rng_state_all()
-        if generator is not None:
-            state["generator"] = generator.get_state()
+        if generators:
+            state["generators"] = [generator.get_state() for generator in generators]
         return state
 
     @staticmethod
-    def restore(state: Mapping[str, Any], generator: torch.Generator | None = None) -> None:
+    def restore(state: Mapping[str, Any], generators: Sequence[torch.Generator] = ()) -> None:
         """Put them back; a CUDA device that is not there any more is left out."""
         torch.set_rng_state(state["torch"])
         kind, keys, position, has_normal, normal = state["numpy"]
@@ -39,5 +39,5 @@ class RandomState:
         random.setstate((version, tuple(python_words.tolist()), python_normal))
         if "cuda" in state and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["cuda"])
-        if generator is not None and "generator" in state:
-            generator.set_state(state["generator"])
+        for generator, own in zip(generators, state.get("generators", ()), strict=False):
+            generator.set_state(own)

@@ -79,7 +79,14 @@ class Trainer:
             raise ConfigurationError(
                 f"the loss gave a {type(loss).__name__}", "a scalar tensor", "return the loss alone"
             )
-        check_finite_loss(loss, remedy=REMEDY).backward()  # type: ignore[no-untyped-call]
+        check_finite_loss(loss, remedy=REMEDY)
+        if not loss.requires_grad:
+            raise ConfigurationError(
+                "the loss does not depend on any parameter that requires a gradient",
+                "a loss that can be differentiated",
+                "remove detach(), no_grad and .item() from it, and check requires_grad",
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = float(self._gradient_norm())
         values = {
             "loss": float(loss.detach()),
