@@ -12,7 +12,7 @@ Log densities in JAX are first compared with the torch energies, values and grad
 
     nox -s bench -- ess [--quick] [--resume] [--sides NAME ...] [--targets NAME ...]
 
-``--report`` only writes the tables of docs/benchmarks.md from the results kept.
+``--report`` only writes the tables of docs/benchmarks.md and docs/choosing.md from what is kept.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from arviz_stats.base import array_stats
-from harness.ess_report import write_page
+from harness.ess_report import write_pages
 from harness.machine import machine
 from harness.processes import RivalError, WorkerProcess
 from rivals.ess_cells import DRAWS, METHODS, offered
@@ -281,7 +281,7 @@ def main() -> None:
         if not options.report:
             benchmark.run()
     if not options.quick:
-        write_page(benchmark.found, ROOT / "docs" / "benchmarks.md")
+        write_pages(benchmark.found, ROOT / "docs")
 
 
 if __name__ == "__main__":

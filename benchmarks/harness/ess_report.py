@@ -16,9 +16,12 @@ NUTS_WANTED = 20.0
 """Times the rate of BlackJAX's NUTS by ours, on targets in two dimensions."""
 
 
-def write_page(found: Results, page: Path) -> None:
-    """Put the tables between the markers of a page."""
-    fill(page, "ess", "\n\n".join(sections(found)))
+def write_pages(found: Results, docs: Path) -> None:
+    """Put the tables between the markers of the pages."""
+    fill(docs / "benchmarks.md", "ess", "\n\n".join(sections(found)))
+    setting = "one core"
+    cells = ordered(found["cells"].get(setting, {}), list(found["dims"]))
+    fill(docs / "choosing.md", "choosing", f"{where(found)}\n\n{_methods(cells)}")
 
 
 def sections(found: Results) -> Iterator[str]:
@@ -26,12 +29,23 @@ def sections(found: Results) -> Iterator[str]:
     yield (
         f"{where(found)} A rival begins no further block of draws after {found['patience']:g} s."
     )
-    for setting, cells in found["cells"].items():
+    for setting, measured in found["cells"].items():
+        cells = ordered(measured, list(found["dims"]))
         yield f"### Effective draws: wanted and measured, {setting}"
         yield _aims(cells, found["dims"])
         yield f"### Effective draws per second, {setting}"
         yield _table(cells)
         yield _remarks(cells)
+
+
+def ordered(cells: Results, targets: list[str]) -> Results:
+    """Cells by target and number of chains, in whatever order they were measured."""
+
+    def place(cell: str) -> tuple[int, int]:
+        target, chains = cell.split(" | ")
+        return targets.index(target), int(chains)
+
+    return {cell: cells[cell] for cell in sorted(cells, key=place)}
 
 
 def right(entries: Results, side: str) -> dict[str, Results]:
@@ -102,6 +116,23 @@ def _table(cells: Results) -> str:
         rows.append(tuple(row))
     head = ("target", "chains", "this project (with warm-up)", "by", "best rival (with warm-up)")
     return table((*head, "by", "times", "with warm-up"), rows)
+
+
+def _methods(cells: Results) -> str:
+    """Our own methods beside each other."""
+
+    def told(entry: Results | None) -> str:
+        if entry is None or "error" in entry:
+            return ""
+        wrong = f", wrong by {entry['error_in']:.0f} standard errors" if entry["wrong"] else ""
+        return f"{rate(entry['rate'])} ({rate(entry['rate_with_warm_up'])}){wrong}"
+
+    rows = []
+    for name, entries in cells.items():
+        target, chains = name.split(" | ")
+        methods = (told(entries.get(f"ours {method}")) for method in ("NUTS", "HMC"))
+        rows.append((target, f"{int(chains):,}", *methods))
+    return table(("target", "chains", "NUTS (with warm-up)", "HMC (with warm-up)"), rows)
 
 
 def _remarks(cells: Results) -> str:
