@@ -119,16 +119,19 @@ class DenoisingScoreMatching(BaseLoss):
         n_data = check_batch(self.energy, x)
         check_floating(x, type(self).__name__)
         noise = torch.randn_like(x)
-        with torch.inference_mode(False):  # a conditional energy is differentiated with it
-            sigma = self._draw_levels(x)
-        scale = sigma.reshape(-1, *[1] * (x.ndim - 1))
-        energies, gradient = self._at(sigma).energy_and_gradient(
-            x + scale * noise, create_graph=True
-        )
+        energy: EnergyFunction = self.energy
+        scale: float | tuple[float, ...] | Tensor = self.noise_scale
+        if self.conditional or isinstance(scale, tuple):
+            with torch.inference_mode(False):  # a conditional energy is differentiated with it
+                sigma = self._draw_levels(x)
+            energy, scale = self._at(sigma), sigma.reshape(-1, *[1] * (x.ndim - 1))
+        energies, gradient = energy.energy_and_gradient(x + scale * noise, create_graph=True)
         tempering = 1.0 if self.reference_scale is None else (self.reference_scale / scale) ** 2
         residual = noise - scale * tempering * gradient
         loss = residual.square().sum() / (2 * n_data)
-        metrics = {"noisy_energy": energies.mean(), "score_rms": gradient.square().mean().sqrt()}
+        with torch.no_grad():
+            rms = gradient.square().mean().sqrt()
+            metrics = {"noisy_energy": energies.mean(), "score_rms": rms}
         return loss, metrics
 
     def extra_repr(self) -> str:

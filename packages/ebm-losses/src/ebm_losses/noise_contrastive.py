@@ -36,9 +36,10 @@ class NoiseContrastiveEstimation(BaseLoss):
 
         mean_data softplus(-G(x)) + ν mean_noise softplus(G(x)).
 
-    Fresh noise is drawn at each call. The estimate is best where noise resembles the data, and
-    needs noise wherever there are data. Train the parameters of this module, not the energy's
-    alone, or c is not learned: ``Adam(loss_fn.parameters())``.
+    Fresh noise is drawn at each call; data and noise are one batch of the energy. The estimate is
+    best where noise resembles the data, and needs noise wherever there are data. Train the
+    parameters of this module, not the energy's alone, or c is not learned:
+    ``Adam(loss_fn.parameters())``.
 
     Args:
         energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
@@ -101,22 +102,25 @@ class NoiseContrastiveEstimation(BaseLoss):
         with torch.no_grad():
             draws = self.noise.exact_sample(self.noise_ratio * n_data)
             _check_draws(draws, x, self.noise_ratio * n_data)
-            log_noise_of_data = self._log_noise_density(x)
-            log_noise_of_draws = self._log_noise_density(draws)
-            _check_coverage(log_noise_of_data)
+        states = torch.cat([x, draws])  # one batch, which takes less time than two
+        with torch.no_grad():
+            log_noise = self._log_noise_density(states)
+            _check_coverage(log_noise[:n_data])
         log_ratio = math.log(self.noise_ratio)
-        log_density_of_data, log_density_of_draws = self.log_density(x), self.log_density(draws)
-        logit_of_data = log_density_of_data - log_noise_of_data - log_ratio
-        logit_of_draws = log_density_of_draws - log_noise_of_draws - log_ratio
-        loss = softplus(-logit_of_data).mean() + self.noise_ratio * softplus(logit_of_draws).mean()
-        found = (logit_of_data > -log_ratio).to(x.dtype).mean()
-        rejected = (logit_of_draws <= -log_ratio).to(x.dtype).mean()
-        metrics = {
-            "data_energy": -log_density_of_data.mean() - self.log_normalizer,
-            "noise_energy": -log_density_of_draws.mean() - self.log_normalizer,
-            "accuracy": (found + rejected) / 2,
-            "log_normalizer": self.log_normalizer,
-        }
+        log_density = self.log_density(states)
+        logit = log_density - log_noise - log_ratio
+        of_data, of_draws = logit[:n_data], logit[n_data:]
+        loss = softplus(-of_data).mean() + self.noise_ratio * softplus(of_draws).mean()
+        with torch.no_grad():
+            found = (of_data > -log_ratio).to(x.dtype).mean()
+            rejected = (of_draws <= -log_ratio).to(x.dtype).mean()
+            energy = -log_density - self.log_normalizer
+            metrics = {
+                "data_energy": energy[:n_data].mean(),
+                "noise_energy": energy[n_data:].mean(),
+                "accuracy": (found + rejected) / 2,
+                "log_normalizer": self.log_normalizer,
+            }
         return loss, metrics
 
     def extra_repr(self) -> str:
