@@ -1,6 +1,7 @@
 """What a warm-up learns, against targets whose best settings are known."""
 
 import math
+from contextlib import closing
 
 import pytest
 import torch
@@ -308,7 +309,7 @@ def test_launches_are_pieces_of_one_run(engine):
     sampler = HamiltonianMonteCarlo(quartic, 0.2, 3, engine=engine)
     x = starts(5)
     whole = sampler.sample(x, n_steps=12, seed=7, keep="trajectory")
-    with Launches(sampler, x, 7, 12) as launches:
+    with closing(Launches(sampler, x, 7, 12)) as launches:
         made = [launches.make(4), launches.make(1)]
         launches.renew()
         made.append(launches.make(7))
@@ -330,7 +331,7 @@ def test_launches_follow_settings(engine):
         resume = None if not expected else {**expected[-1].resume, "step_size": None}
         how = {"x_init": x, "seed": 7} if i == 0 else {"resume": resume}
         expected.append(other.sample(n_steps=3, keep="trajectory", **how))
-    with Launches(sampler, x, 7, 9) as launches:
+    with closing(Launches(sampler, x, 7, 9)) as launches:
         for (step_size, length, mass), wanted in zip(settings, expected, strict=True):
             sampler.step_size, sampler.n_leapfrog_steps = step_size, length
             if mass is not None:

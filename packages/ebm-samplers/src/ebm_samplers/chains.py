@@ -280,7 +280,7 @@ class TorchChains(Chains):
             sampler.prepare(position.x, self.context)
             state = sampler.start(position.x, self.context)
         except (RuntimeError, IndexError, ShapeError) as error:
-            if reason := _explained(sampler.energy, position.x):
+            if reason := _reason(sampler.energy, position.x):
                 raise reason from error
             raise
         self._state = dataclasses.replace(state, **position.carried)
@@ -347,7 +347,7 @@ class TorchChains(Chains):
             self._energies.append(self._state.energy)
 
 
-def _explained(energy: EnergyFunction, x: Tensor) -> EBMError | None:
+def _reason(energy: EnergyFunction, x: Tensor) -> EBMError | None:
     """What is wrong with states that an energy cannot take, if it takes others much like them."""
 
     def takes(states: Tensor) -> bool:

@@ -8,12 +8,11 @@ changed that chains prepare.
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
-from ebm_samplers.chains import Chains, Plan
+from ebm_samplers.chains import Chains
 from ebm_samplers.recorder import Recorder
 from ebm_samplers.sampler import MarkovSampler
 
@@ -41,7 +40,7 @@ class Made:
 
 
 class Launches:
-    """Launches of one sampler's chains, between which its settings may be set; a context manager.
+    """Launches of one sampler's chains, between which its settings may be set; to be closed.
 
     Args:
         sampler: Whose chains: with an accept test, without adaptation.
@@ -60,23 +59,11 @@ class Launches:
         self._chains: Chains | None = None
         self._open = ExitStack()
 
-    def __enter__(self) -> "Launches":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._open.close()
-
     def make(self, n: int) -> Made:
         """Make ``n`` transitions."""
         chains = self._chains or self._opened()
         recorder = Recorder(chains, "trajectory", n, 0)
-        for leg in chains.legs(n, plan=Plan(keep="trajectory", n_draws=n)):
-            recorder.add(leg, leg.n)
+        recorder.record(n)
         columns: Mapping[str, Any] = recorder.columns()
         self.x = chains.x
         diverging = columns.get("diverging")
@@ -92,8 +79,12 @@ class Launches:
         """What chains have prepared no longer holds, such as a mass: the next launch opens anew."""
         if self._chains is not None:
             self._position = self._chains.position(self._chains.moment())
-            self._chains = None
-            self._open.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the chains."""
+        self._chains = None
+        self._open.close()
 
     def _opened(self) -> Chains:
         first, self._begun = not self._begun, True

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from ebm_core import Moments, SampleResult
-from ebm_samplers.chains import Chains, Leg, Moment, Position
+from ebm_core.protocols import Callback
+from ebm_samplers.adaptation import StepSizeAdaptation
+from ebm_samplers.chains import Chains, Leg, Moment, Plan, Position
+from ebm_samplers.progress import draws_between_calls, progress_bar
 from ebm_samplers.states import State, Statistics, combined
 from ebm_samplers.stored import Store
 
@@ -64,6 +67,46 @@ class Recorder:
     def n_draws(self) -> int:
         """Draws so far."""
         return self._mark.n_draws
+
+    def record(
+        self,
+        n_steps: int,
+        thin: int = 1,
+        burn_in: int = 0,
+        adaptation: StepSizeAdaptation | None = None,
+        progress: bool | None = False,
+        callback: Callback | None = None,
+    ) -> None:
+        """Let the chains run, and note what comes; arguments as in ``sample``.
+
+        Args:
+            n_steps: Transitions after ``burn_in``.
+            thin: Every thin-th state is a draw.
+            burn_in: Transitions that come first.
+            adaptation: Rule by which the step moves during ``burn_in``.
+            progress: Show a progress bar; None: on long runs in a terminal.
+            callback: Called with the partial result; a true return value ends the run.
+        """
+        between = draws_between_calls(self.total)
+        stop, passed_on = between if callback else None, self.store is not None
+        plan = Plan(thin, self.keep, self.total, stop, passed_on)
+        with progress_bar(burn_in + n_steps, progress) as bar:
+            for leg in self.chains.legs(burn_in, adaptation, age=self.chains.schedule_step):
+                burn_in -= leg.n
+                self.burn_in(burn_in)
+                bar.update(leg.n)
+            done = 0
+            for leg in self.chains.legs(n_steps, plan=plan):
+                n_draws = (done + leg.n) // thin - done // thin
+                done += leg.n
+                self.add(leg, n_draws)
+                bar.update(leg.n)
+                if callback is None or not n_draws or self.n_draws % between:
+                    continue
+                if callback(self.result(under_way=True)):
+                    self.chains.check()
+                    return
+            self.end()
 
     def burn_in(self, remaining: int) -> None:
         """Note that so many transitions of burn-in remain."""

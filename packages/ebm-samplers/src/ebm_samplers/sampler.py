@@ -56,10 +56,9 @@ from ebm_samplers.arguments import (
     refuse,
     resumed_position,
 )
-from ebm_samplers.chains import Chains, Plan, Position
+from ebm_samplers.chains import Chains, Position
 from ebm_samplers.engines import Explanation, explained, open_chains
 from ebm_samplers.fused.repeat import LastCall
-from ebm_samplers.progress import draws_between_calls, progress_bar
 from ebm_samplers.recorder import Recorder
 from ebm_samplers.schedules import Schedule, Setting
 from ebm_samplers.states import Context, State, Statistics
@@ -405,7 +404,7 @@ class MarkovSampler(BaseSampler):
                 store.begin(position.x)
             recorder = Recorder(chains, keep, n_steps // thin, burn_in, store)
             try:
-                self._run(chains, recorder, burn_in, n_steps, thin, progress, callback)
+                recorder.record(n_steps, thin, burn_in, self.adaptation, progress, callback)
             except BaseException as error:
                 with suppress(Exception):  # a device that failed fails here again
                     error.result = recorder.result()  # type: ignore[attr-defined]
@@ -445,37 +444,6 @@ class MarkovSampler(BaseSampler):
         self._adapted_step_size = (
             None if step_size is None else check_positive("step_size", step_size)
         )
-
-    def _run(
-        self,
-        chains: Chains,
-        recorder: Recorder,
-        burn_in: int,
-        n_steps: int,
-        thin: int,
-        progress: bool | None,
-        callback: Callback | None,
-    ) -> None:
-        between = draws_between_calls(recorder.total)
-        stop, passed_on = between if callback else None, recorder.store is not None
-        plan = Plan(thin, recorder.keep, recorder.total, stop, passed_on)
-        with progress_bar(burn_in + n_steps, progress) as bar:
-            for leg in chains.legs(burn_in, self.adaptation, age=chains.schedule_step):
-                burn_in -= leg.n
-                recorder.burn_in(burn_in)
-                bar.update(leg.n)
-            done = 0
-            for leg in chains.legs(n_steps, plan=plan):
-                n_draws = (done + leg.n) // thin - done // thin
-                done += leg.n
-                recorder.add(leg, n_draws)
-                bar.update(leg.n)
-                if callback is None or not n_draws or recorder.n_draws % between:
-                    continue
-                if callback(recorder.result(under_way=True)):
-                    chains.check()
-                    return
-            recorder.end()
 
     @contextmanager
     def _running(

@@ -14,7 +14,7 @@ more than one transition in a thousand diverges.
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -45,8 +45,7 @@ doubled for few chains, for which it stays: lengths are spread about it."""
 LENGTHS = ("n_leapfrog_steps", "max_tree_depth")
 """Attributes that say how long trajectories may be."""
 CHAINS_FOR_LENGTH = 8
-"""Chains that a length is learned from, at least: squares of a few chains' jumps are mostly noise,
-by which a single chain was led to 200 leapfrogs where 3 would do."""
+"""Chains that a length is learned from, at least: squares of fewer chains' jumps are noise."""
 DIVERGING = 1e-3
 """Part of the transitions that may diverge before the target is raised."""
 RAISED = 4.0
@@ -159,7 +158,7 @@ class Warming:
     def all(self, n_steps: int) -> None:
         """Everything, in ``n_steps`` transitions beside the search for a first step size."""
         first, last = math.ceil(FIRST * n_steps), max(5, math.ceil(LAST * n_steps))
-        with Launches(self.sampler, self.x, self.key, n_steps) as self._launches:
+        with closing(Launches(self.sampler, self.x, self.key, n_steps)) as self._launches:
             self.search()
             self.settle(first)
             for i, n in enumerate(windows(n_steps - first - last)):
@@ -218,15 +217,12 @@ class Warming:
         """Dual averaging in ``n`` transitions; the average is kept."""
         rule = DualAveraging(self.target, self.step_size)
         sizes = pieces(n, n_launches)
-        rates = []
         for size in sizes:
-            rates.append(self.rate(phase, size))
-            self._step(rule.update(rates[-1]))
+            self._step(rule.update(self.rate(phase, size)))
         self._step(rule.averaged)
-        half = len(sizes) // 2
-        self._late = self.history[-len(sizes) :][half:]
-        late = list(zip(sizes, rates, strict=True))[half:]
-        self.acceptance_rate = sum(n * rate for n, rate in late) / sum(n for n, _ in late)
+        self._late = late = self.history[len(sizes) // 2 - len(sizes) :]
+        accepted = sum(launch.n_steps * launch.acceptance_rate for launch in late)
+        self.acceptance_rate = accepted / sum(launch.n_steps for launch in late)
 
     def find_length(self, n: int) -> None:
         """The number of leapfrogs L with the largest ChEES/√L, by doubling or halving.
