@@ -179,7 +179,7 @@ def sample(
         if not checks.warnings or n_samples < 4:
             break
         part = checks.figures["n_diverging"] / (len(x) * n_samples)
-        diverging[reached] = n = 1 - (1 - part) ** (1 / effort.thin)
+        diverging[reached] = n = of_transitions(part, effort.thin)
         before = min((n for t, n in diverging.items() if t < reached), default=math.inf)
         harder = effort.more(checks, reached, n < before / 2)
         if harder == effort:
@@ -192,6 +192,16 @@ def sample(
         warnings=(*outside(energy, result), *checks.warnings),
         report=_report(warm, rounds, started, n_gradients),
     )
+
+
+def of_transitions(part: float, thin: int) -> float:
+    """The part of the transitions that diverge, from that of draws with one among ``thin``.
+
+    Example:
+        >>> of_transitions(0.75, thin=2)
+        0.5
+    """
+    return float(1 - (1 - part) ** (1 / thin))
 
 
 def outside(energy: EnergyFunction, result: SampleResult) -> tuple[str, ...]:
