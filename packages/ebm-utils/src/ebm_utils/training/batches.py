@@ -153,20 +153,17 @@ class IteratedBatches(Batches):
         if self._iterator is None:
             self._begin()
         assert self._iterator is not None
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
-            used = self._used
-            again = used > 0 and self._iterator is not self.data
-            if again:
-                self._begin()  # once an epoch: a DataLoader draws a random number each time
-            batch = next(self._iterator, _NOTHING) if again else _NOTHING
-            if batch is _NOTHING:
-                raise ConfigurationError(
-                    f"the data ended after {used} batches, at step {step + 1}",
-                    "an iterable that can be read again, with at least one batch",
-                    "pass a DataLoader, or a callable step -> batch",
-                ) from None
+        used = self._used
+        batch = next(self._iterator, _NOTHING)
+        if batch is _NOTHING and used and self._iterator is not self.data:
+            self._begin()  # once an epoch: a DataLoader draws a random number each time
+            batch = next(self._iterator, _NOTHING)
+        if batch is _NOTHING:
+            raise ConfigurationError(
+                f"the data ended after {used} batches, at step {step + 1}",
+                "an iterable that can be read again, with at least one batch",
+                "pass a DataLoader, or a callable step -> batch",
+            )
         self._used += 1
         return as_arguments(batch)
 
