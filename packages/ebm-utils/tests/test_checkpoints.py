@@ -107,6 +107,15 @@ def test_parameters_outside_modules_are_saved(tmp_path):
     assert torch.equal(weight, trained)
 
 
+def test_buffers_of_a_module_beside_a_plain_loss_are_saved(tmp_path):
+    path = tmp_path / "run.pt"
+    norm, twin = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    fit(lambda x: norm(x).sum(), run_data(), n_steps=3, parameters=norm, checkpoint=path)
+    options = {"checkpoint": path, "resume": True}
+    fit(lambda x: twin(x).sum(), run_data(), n_steps=3, parameters=twin, **options)
+    assert_same(norm, twin)
+
+
 def test_a_cut_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "run.pt"
     write_checkpoint(path, {"step": 1})

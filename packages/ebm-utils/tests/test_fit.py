@@ -123,6 +123,12 @@ def test_an_average_of_constant_parameters_is_their_value():
     torch.testing.assert_close(average.values[0], expected, atol=1e-12, rtol=0)
 
 
+def test_an_average_of_other_parameters_is_refused():
+    two, three = (ParameterAverage([nn.Parameter(torch.zeros(n))]) for n in (2, 3))
+    with pytest.raises(ConfigurationError, match=r"\(3,\)"):
+        two.load_state_dict(three.state_dict())
+
+
 @pytest.mark.parametrize("kind", (bool, np.bool_, torch.tensor))
 def test_a_callback_ends_the_run(kind):
     options = {"evaluate": lambda s: kind(s == 6), "evaluate_every": 2}
@@ -182,6 +188,11 @@ def test_a_progress_bar(capsys):
         (torch.zeros(3, 2), {"checkpoint_every": 5}, ConfigurationError),
         (torch.zeros(3, 2), {"schedule": "linear"}, ConfigurationError),
         (torch.zeros(3, 2), {"schedule": ReduceLROnPlateau}, ConfigurationError),
+        (
+            torch.zeros(3, 2),
+            {"schedule": cosine_schedule(torch.optim.SGD(likelihood().parameters()), 2)},
+            ConfigurationError,  # of another optimizer
+        ),
         (torch.zeros(3, 2), {"ema_decay": 1.0}, ConfigurationError),
         (torch.zeros(3, 2), {"optimizer": lambda p: None}, ConfigurationError),
         (torch.zeros(3, 2), {"parameters": []}, ConfigurationError),
