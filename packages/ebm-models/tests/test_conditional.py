@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributions import constraints
 
 from ebm_core import ConfigurationError, ShapeError
 from ebm_core.testing import ReferenceLangevin
@@ -50,8 +51,10 @@ def test_a_classifiers_probabilities():
 
 def test_given_labels_it_is_an_energy_of_states():
     energy = ConditionalEnergy(network(), 3, 2, base_scale=1.0).double()
+    energy.support = constraints.positive
     given = energy.given(LABELS)
     assert given.event_shape == (2,)
+    assert given.support is constraints.positive
     torch.testing.assert_close(given(X), energy(X, LABELS))
     torch.testing.assert_close(energy.given(1)(X[:3]), energy(X[:3], 1))
     x = X.clone().requires_grad_()

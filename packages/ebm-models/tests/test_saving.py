@@ -1,6 +1,7 @@
 """Files of models: what comes back is the same energy; what cannot, says why; writes are whole."""
 
 import json
+import math
 import os
 import stat
 
@@ -132,6 +133,7 @@ def test_the_file_is_tensors_and_json(path):
         (lambda: MLPEnergy(2, (4,), torch.sin), "activation of MLPEnergy"),
         (lambda: ClassifierEnergy(nn.Linear(2, 3), 3, 2), "Linear is not registered"),
         (lambda: Unregistered(3), "Unregistered is not registered"),
+        (lambda: Tied(3, slope=math.inf), "slope of Tied is inf"),
     ),
 )
 def test_others_are_filled_in(make, reason, path):
@@ -296,3 +298,10 @@ def test_what_cannot_be_saved_or_registered(path):
 
 def test_features_remember_too():
     assert constructor_arguments(FourierFeatures(2, 4)) == {"n_inputs": 2, "n_frequencies": 4}
+
+
+def test_a_list_that_changes_later_is_remembered_as_it_was():
+    widths = [8, 4]
+    energy = MLPEnergy(2, widths)
+    widths.append(2)
+    assert constructor_arguments(energy)["hidden"] == [8, 4]

@@ -122,7 +122,7 @@ def test_a_machine_is_drawn_from_its_tempered_free_energy(beta):
         rate = result.stats["acceptance_rate"]
         torch.testing.assert_close(rate, torch.ones(N_CHAINS, 1), atol=1e-5, rtol=0)
     else:
-        assert set(result.stats) == {"n_steps", "step_size"}
+        assert set(result.stats) == {"step_size"}
 
 
 def test_each_chain_has_its_own_temperature():
@@ -159,7 +159,7 @@ def test_starts_are_uniform_on_the_support():
 
         class Still(BlockGibbs):
             def transition(self, state, context):
-                return state, {"n_steps": 1}
+                return state, {}
 
         start = Still(energy).sample(n_samples=N_CHAINS, n_steps=1, seed=0).final
         assert start.dtype == dtype

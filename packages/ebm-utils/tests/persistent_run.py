@@ -39,7 +39,7 @@ def make_loss():
     return PersistentLoss(QuadraticEnergy(torch.ones(2), torch.full((2,), 0.5)))
 
 
-def data():
+def run_data():
     return 0.5 * torch.randn(100, 2, generator=make_generator(1)) - 1.0
 
 
@@ -53,7 +53,7 @@ def run(loss, n_steps=N_STEPS, **options):
         "seed": 3,
         "checkpoint_every": 7 if "checkpoint" in options else None,
     }
-    return fit(loss, data(), n_steps=n_steps, **{**settings, **options})
+    return fit(loss, run_data(), n_steps=n_steps, **{**settings, **options})
 
 
 def tell(step):

@@ -134,7 +134,7 @@ def test_detection_by_energy_has_the_closed_form_of_two_normals():
     assert found == pytest.approx(exact, abs=4.5 * math.sqrt(exact * (1 - exact) / 4000))
 
 
-def test_detection_is_in_eval_mode_on_images_too():
+def test_detection_is_in_eval_mode_without_gradients_on_images_too():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9), torch.nn.Linear(16, 1))
 
     class Energy(torch.nn.Module):
@@ -143,13 +143,13 @@ def test_detection_is_in_eval_mode_on_images_too():
             self.network = network
 
         def forward(self, x):
+            assert not torch.is_grad_enabled()
             return self.network(x).squeeze(1)
 
     energy = Energy()
     inside, outside = normals(20, 4, 4), normals(30, 4, 4, seed=1).double()
     assert ood_auroc(energy, inside, outside) == ood_auroc(energy, inside, outside)
     assert energy.training
-    assert network[2].weight.grad is None
 
 
 @pytest.mark.parametrize(
@@ -193,6 +193,11 @@ def test_calibrated_labels_have_an_error_within_its_bias():
     assert expected_calibration_error((3 * p.log()).softmax(1), y) > 0.1
 
 
+def test_a_confidence_on_an_edge_is_in_the_bin_below():
+    p = torch.tensor([[0.5, 0.5], [0.75, 0.25]])  # right and wrong: one bin would cancel them
+    assert expected_calibration_error(p, torch.tensor([0, 1]), n_bins=2) == 0.625
+
+
 def test_calibration_of_certainty():
     p = torch.eye(3)
     assert expected_calibration_error(p, torch.arange(3)) == 0.0
@@ -226,6 +231,8 @@ def test_images_are_where_they_belong(shape):
     assert shown.shape[:2] == (2 * 8 + 1, 4 * 6 + 3)
     np.testing.assert_allclose(shown[:8, 7:13], scaled[1], atol=1e-6)
     np.testing.assert_allclose(shown[9:, :6], scaled[4], atol=1e-6)
+    gap = shown[8] if shown.ndim == 3 else shown.mask[8]
+    assert (gap == 1).all()  # white in colour, left out in grey
 
 
 def test_images_share_limits_and_take_results_and_axes():

@@ -1,65 +1,21 @@
-"""`fit`: the plain loop's numbers, bit for bit across cuts of any kind, and clean ends."""
+"""`fit`: the plain loop's numbers, and clean ends."""
 
-import errno
 import math
-import os
 import random
-import runpy
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from likelihoods import Likelihood, assert_same, assert_same_results, likelihood
+from persistent_run import make_loss, run, run_data
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from ebm_core import BaseLoss, ConfigurationError, NumericalError, ShapeError, make_generator
 from ebm_core.testing import QuadraticEnergy
-from ebm_utils import EightGaussians, ParameterAverage, cosine_schedule, fit, plot_training
-from ebm_utils.training import read_checkpoint, write_checkpoint
-
-SCRIPT = Path(__file__).with_name("persistent_run.py")
-RUN = runpy.run_path(str(SCRIPT))
-run, make_loss, run_data = RUN["run"], RUN["make_loss"], RUN["data"]
-
-
-class Likelihood(BaseLoss):
-    """The exact negative log-likelihood of a quadratic energy."""
-
-    def compute(self, x, weight=None):
-        nll = self.energy(x) + self.energy.log_normalizer()
-        return nll.mean() if weight is None else (weight * nll).mean(), {"n": torch.tensor(len(x))}
-
-
-def likelihood():
-    return Likelihood(QuadraticEnergy(torch.zeros(2)))
-
-
-def states(loss):
-    return [p.detach().clone() for p in loss.parameters()]
-
-
-def assert_same(first, second):
-    """Two losses are in the same state, bit for bit."""
-    a, b = first.state_dict(), second.state_dict()
-    assert a.keys() == b.keys()
-    for name in a:
-        same = torch.equal(a[name], b[name]) if torch.is_tensor(a[name]) else a[name] == b[name]
-        assert same, name
-
-
-def assert_same_results(first, second):
-    assert first.history == second.history
-    for a, b in zip(first.average.values, second.average.values, strict=True):
-        assert torch.equal(a, b)
-    assert_same(first.loss, second.loss)
-
-
-# The loop
+from ebm_utils import ParameterAverage, cosine_schedule, fit, plot_training
+from ebm_utils.training import read_checkpoint
 
 
 def test_equals_the_plain_loop():
@@ -167,6 +123,12 @@ def test_an_average_of_constant_parameters_is_their_value():
     torch.testing.assert_close(average.values[0], expected, atol=1e-12, rtol=0)
 
 
+def test_an_average_of_other_parameters_is_refused():
+    two, three = (ParameterAverage([nn.Parameter(torch.zeros(n))]) for n in (2, 3))
+    with pytest.raises(ConfigurationError, match=r"\(3,\)"):
+        two.load_state_dict(three.state_dict())
+
+
 @pytest.mark.parametrize("kind", (bool, np.bool_, torch.tensor))
 def test_a_callback_ends_the_run(kind):
     options = {"evaluate": lambda s: kind(s == 6), "evaluate_every": 2}
@@ -207,117 +169,6 @@ def test_a_progress_bar(capsys):
     assert capsys.readouterr().err == ""
 
 
-# Data
-
-
-def test_each_epoch_visits_every_item_once_in_an_order_of_its_own():
-    seen = []
-    loss = likelihood()
-    x = torch.arange(24.0).reshape(12, 2)
-
-    def record(batch):
-        seen.append(batch[:, 0].clone())
-        return loss(batch)
-
-    fit(record, x, epochs=2, batch_size=4, parameters=loss)
-    first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
-    assert torch.equal(first.sort().values, x[:, 0])
-    assert torch.equal(second.sort().values, x[:, 0])
-    assert not torch.equal(first, second)
-
-
-def test_all_kinds_of_data_give_the_same_batches():
-    x, w = run_data(), torch.rand(100)
-
-    class Numbered:
-        def __len__(self):
-            return 100
-
-        def __getitem__(self, index):
-            return x[index], w[index]
-
-    losses = []
-    for data in ((x, w), TensorDataset(x, w), Numbered()):
-        loss = likelihood()
-        fit(loss, data, epochs=2, batch_size=8)
-        losses.append(loss)
-    for loss in losses[1:]:
-        assert_same(losses[0], loss)
-
-
-def test_a_loader_that_shuffles_gives_the_batches_of_a_plain_loop():
-    loader = DataLoader(TensorDataset(torch.arange(20.0)), batch_size=5, shuffle=True)
-    torch.manual_seed(0)
-    plain = [x for _ in range(3) for (x,) in loader]
-    seen, weight = [], nn.Parameter(torch.zeros(()))
-
-    def loss(x):
-        seen.append(x)
-        return (weight * x).sum()
-
-    torch.manual_seed(0)
-    fit(loss, loader, epochs=3, parameters=[weight])
-    assert torch.equal(torch.stack(seen), torch.stack(plain))
-
-
-def test_a_loader_of_unknown_length():
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(run_data())
-
-    loss = likelihood()
-    assert fit(loss, DataLoader(Stream(), batch_size=60), n_steps=5).step == 5
-    with pytest.raises(ConfigurationError, match="no known length"):
-        fit(loss, DataLoader(Stream(), batch_size=60), epochs=2)
-
-
-def test_data_that_can_be_read_only_once_end_with_an_error():
-    class Once:
-        batches = iter([run_data()])
-
-        def __iter__(self):
-            return self.batches
-
-    with pytest.raises(ConfigurationError, match="ended after 1 batches, at step 2"):
-        fit(likelihood(), Once(), n_steps=3)
-
-
-def test_the_order_is_made_on_the_cpu():
-    seen, x = [], run_data()
-    parameter = nn.Parameter(torch.zeros(2))
-
-    def loss(batch):
-        seen.append(batch)
-        return (parameter * batch).sum()
-
-    with torch.device("meta"):  # stands for a default device that is not the data's
-        sgd = torch.optim.SGD([parameter], lr=0.1)
-        fit(loss, x, n_steps=2, batch_size=50, optimizer=sgd)
-    assert torch.equal(torch.cat(seen).sort(0).values, x.sort(0).values)
-
-
-def test_fresh_data_and_iterables():
-    data = EightGaussians(64)
-    by_step, by_list = likelihood(), likelihood()
-    batches = [data.sample(16, seed=step) for step in range(4)]
-    fit(by_step, lambda step: data.sample(16, seed=step % 4), n_steps=8)
-    fit(by_list, [(batch,) for batch in batches], epochs=2)
-    assert_same(by_step, by_list)
-    finite, whole = likelihood(), likelihood()
-    fit(finite, data, n_steps=2, batch_size=64, seed=None)
-    fit(whole, [(data.data,)], n_steps=2)
-    for a, b in zip(states(finite), states(whole), strict=True):
-        torch.testing.assert_close(a, b)
-
-    class Stream(IterableDataset):
-        def __iter__(self):
-            return iter(batches)
-
-    streamed = likelihood()
-    fit(streamed, Stream(), n_steps=8)
-    assert_same(by_step, streamed)
-
-
 @pytest.mark.parametrize(
     ("data", "options", "error"),
     (
@@ -337,6 +188,11 @@ def test_fresh_data_and_iterables():
         (torch.zeros(3, 2), {"checkpoint_every": 5}, ConfigurationError),
         (torch.zeros(3, 2), {"schedule": "linear"}, ConfigurationError),
         (torch.zeros(3, 2), {"schedule": ReduceLROnPlateau}, ConfigurationError),
+        (
+            torch.zeros(3, 2),
+            {"schedule": cosine_schedule(torch.optim.SGD(likelihood().parameters()), 2)},
+            ConfigurationError,  # of another optimizer
+        ),
         (torch.zeros(3, 2), {"ema_decay": 1.0}, ConfigurationError),
         (torch.zeros(3, 2), {"optimizer": lambda p: None}, ConfigurationError),
         (torch.zeros(3, 2), {"parameters": []}, ConfigurationError),
@@ -416,175 +272,14 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path):
     assert_same_results(result, run(make_loss(), n_steps=30))
 
 
-# Checkpoints
+def test_a_second_ctrl_c_does_not_wait():
+    steps = []
 
+    def interrupt(step):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        steps.append(step)
 
-def test_killed_at_a_random_step_and_resumed_equals_the_uncut_run(tmp_path):
-    path, kill_at = tmp_path / "run.pt", random.SystemRandom().randrange(20, RUN["N_STEPS"] - 20)
-    command = (sys.executable, str(SCRIPT), str(path))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if int(line) == kill_at:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
-    assert 14 <= read_checkpoint(path)["step"] < RUN["N_STEPS"]
-    result = run(make_loss(), checkpoint=path, resume="auto")
-    assert_same_results(result, run(make_loss()))
-
-
-@pytest.mark.parametrize("cut", (1, 7, 24, 29, 30))
-@pytest.mark.parametrize(
-    "data",
-    (
-        lambda: DataLoader(TensorDataset(run_data()), batch_size=16, shuffle=True),
-        lambda: DataLoader(
-            TensorDataset(run_data()), 16, shuffle=True, generator=torch.Generator().manual_seed(1)
-        ),
-        lambda: DataLoader(
-            TensorDataset(run_data()),
-            16,
-            sampler=RandomSampler(run_data(), generator=torch.Generator().manual_seed(1)),
-        ),
-        lambda: lambda step: torch.randn(8, 2),
-        lambda: run_data(),
-    ),
-    ids=(
-        "DataLoader",
-        "DataLoader with a generator",
-        "sampler with a generator",
-        "callable",
-        "tensor",
-    ),
-)
-def test_a_resumed_run_has_the_data_of_the_uncut_one(data, cut, tmp_path):
-    path = tmp_path / "run.pt"
-    options = {"checkpoint": path, "checkpoint_every": cut}
-    torch.manual_seed(4)
-    whole = make_loss()
-    fit(whole, data(), n_steps=30)
-    torch.manual_seed(4)
-    fit(make_loss(), data(), n_steps=cut, **options)
-    torch.manual_seed(99)
-    resumed = make_loss()
-    result = fit(resumed, data(), n_steps=30, resume=True, **options)
-    assert_same(whole, resumed)
-    assert result.steps == list(range(1, 31))
-
-
-def test_numpy_and_python_random_numbers_go_on_too(tmp_path):
-    def noisy(step):
-        numbers = [np.random.rand(), random.random()]  # noqa: NPY002
-        return torch.tensor([numbers])
-
-    whole, resumed = likelihood(), likelihood()
-    np.random.seed(0)  # noqa: NPY002
-    random.seed(0)
-    fit(likelihood(), noisy, n_steps=4, checkpoint=tmp_path / "run.pt")
-    fit(resumed, noisy, n_steps=9, checkpoint=tmp_path / "run.pt", resume=True)
-    np.random.seed(0)  # noqa: NPY002
-    random.seed(0)
-    fit(whole, noisy, n_steps=9)
-    assert_same(whole, resumed)
-
-
-def test_parameters_outside_modules_are_saved(tmp_path):
-    weight = nn.Parameter(torch.zeros(2))
-
-    def loss(x):
-        return (x - weight).square().mean()
-
-    fit(loss, run_data(), n_steps=5, parameters=[weight], checkpoint=tmp_path / "run.pt")
-    trained = weight.detach().clone()
-    with torch.no_grad():
-        weight.zero_()
-    options = {"checkpoint": tmp_path / "run.pt", "resume": True}
-    fit(loss, run_data(), n_steps=5, parameters=[weight], **options)
-    assert torch.equal(weight, trained)
-
-
-def test_a_cut_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path, monkeypatch):
-    path = tmp_path / "run.pt"
-    write_checkpoint(path, {"step": 1})
-
-    class Cut(BaseException):
-        pass
-
-    def cut(descriptor):
-        os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-        raise Cut
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", cut)
-        with pytest.raises(Cut):
-            write_checkpoint(path, {"step": 2})
-    (partial,) = (p for p in tmp_path.iterdir() if p != path)
-    assert read_checkpoint(path)["step"] == 1
-    with pytest.raises(ConfigurationError, match="cannot be read"):
-        read_checkpoint(partial)
-    write_checkpoint(path, {"step": 3})
-    assert read_checkpoint(path)["step"] == 3
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_full_disk_leaves_the_old_checkpoint_and_the_result(tmp_path, monkeypatch):
-    path, loss = tmp_path / "run.pt", likelihood()
-    fit(loss, run_data(), n_steps=2, checkpoint=path)
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space left") as info:
-        fit(loss, run_data(), n_steps=5, checkpoint=path, checkpoint_every=3, resume=True)
-    assert (info.value.result.step, info.value.result.steps) == (3, [1, 2, 3])
-    assert list(tmp_path.iterdir()) == [path]
-    assert read_checkpoint(path)["step"] == 2
-
-
-def test_no_checkpoint_is_overwritten_or_begun_by_mistake(tmp_path):
-    path = tmp_path / "run.pt"
-    with pytest.raises(ConfigurationError, match="there is no checkpoint"):
-        run(make_loss(), n_steps=2, checkpoint=path, resume=True)
-    with pytest.raises(ConfigurationError, match="no folder"):
-        run(make_loss(), n_steps=2, checkpoint=tmp_path / "nowhere" / "run.pt")
-    run(make_loss(), n_steps=2, checkpoint=path, resume="auto")
-    with pytest.raises(ConfigurationError, match="exists"):
-        run(make_loss(), n_steps=2, checkpoint=path)
-    path.write_bytes(b"something else")
-    with pytest.raises(ConfigurationError, match="cannot be read"):
-        run(make_loss(), n_steps=2, checkpoint=path, resume=True)
-
-
-@pytest.mark.parametrize(
-    "change",
-    (
-        {"batch_size": 8},
-        {"seed": 4},
-        {"schedule": None},
-        {"ema_decay": None},
-        {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1)},
-    ),
-)
-def test_other_arguments_do_not_resume(change, tmp_path):
-    path = tmp_path / "run.pt"
-    run(make_loss(), n_steps=3, checkpoint=path)
-    with pytest.raises(ConfigurationError, match="as in the run that is resumed"):
-        run(make_loss(), n_steps=6, checkpoint=path, resume=True, **change)
-    other = likelihood()
-    with pytest.raises(ConfigurationError):
-        run(other, n_steps=6, checkpoint=path, resume=True)
-
-
-def test_a_state_that_could_not_be_read_is_not_written(tmp_path):
-    class Odd(Likelihood):
-        def get_extra_state(self):
-            return Path("somewhere")
-
-        def set_extra_state(self, state):
-            pass
-
-    with pytest.raises(ConfigurationError, match="the state of modules"):
-        loss = Odd(QuadraticEnergy(torch.zeros(2)))
-        fit(loss, run_data(), n_steps=2, checkpoint=tmp_path / "run.pt")
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        fit(likelihood(), run_data(), n_steps=3, evaluate=interrupt, evaluate_every=1)
+    assert steps == []

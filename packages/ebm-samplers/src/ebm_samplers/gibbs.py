@@ -59,8 +59,8 @@ class BlockGibbs(MarkovSampler):
 
     Leaves exp(-beta E) exactly invariant. Of restricted Boltzmann machines with beta other than 1,
     a transition ends in a Metropolis test (see `ebm_samplers.gibbs`). Statistics:
-    ``acceptance_rate`` where there is such a test, ``n_steps``; ``step_size`` of results is 1 and
-    means nothing.
+    ``acceptance_rate`` where there is such a test (no ``n_steps``, which counts gradients);
+    ``step_size`` of results is 1 and means nothing.
 
     Args:
         energy: Such an energy, on a discrete support.
@@ -85,7 +85,7 @@ class BlockGibbs(MarkovSampler):
     """
 
     adjusted: ClassVar[bool] = False  # the size of energies does not enter its test, see D above
-    statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate", "n_steps")
+    statistics: ClassVar[tuple[str, ...]] = ("acceptance_rate",)
     state_class: ClassVar[type[State]] = UnitState
 
     def __init__(self, energy: EnergyLike, *, engine: str = "auto") -> None:
@@ -144,18 +144,15 @@ class BlockGibbs(MarkovSampler):
         """All blocks, or hidden and then visible units."""
         assert isinstance(state, UnitState)
         if self.by_blocks:
-            return self._sweep(state, context), {"n_steps": 1}
+            return self._sweep(state, context), {}
         beta = context.beta
         if beta is None:
-            return self._visible_by_hidden(state, context, None), {"n_steps": 1}
+            return self._visible_by_hidden(state, context, None), {}
         beta = beta[:, None] if isinstance(beta, Tensor) else beta
         proposal = self._visible_by_hidden(state, context, beta)
         delta = _excess(proposal.inputs, beta) - _excess(state.inputs, beta)
         verdict = metropolis(delta, context.uniforms(Stream.ACCEPT))
-        return verdict.choose(proposal, state), {
-            "acceptance_rate": verdict.probability,
-            "n_steps": 1,
-        }
+        return verdict.choose(proposal, state), {"acceptance_rate": verdict.probability}
 
     def _visible_by_hidden(
         self, state: UnitState, context: Context, beta: float | Tensor | None

@@ -138,9 +138,8 @@ class Noise:
         """Make ready for the steps ``first_step``, …, ``first_step + n_steps - 1``."""
         self.first_step, self.n_steps = first_step, n_steps
         self._normals: dict[int, tuple[Tensor, ...]] = {}
-        self._uniforms: dict[int, tuple[Tensor, ...]] = {}
+        self._uniforms: dict[tuple[int, int], tuple[Tensor, ...]] = {}
         self._shared: dict[int, list[float]] = {}
-        self._several: dict[tuple[int, int], tuple[Tensor, ...]] = {}
 
     def normals(self, stream: int, step: int) -> Tensor:
         """Standard normals of a step, ``(chain, *event)``; of one call each, not to be modified."""
@@ -153,20 +152,18 @@ class Noise:
 
     def uniforms(self, stream: int, step: int) -> Tensor:
         """Uniforms in (0, 1) of a step, ``(chain,)``, of float32 at least."""
-        if stream not in self._uniforms:
-            out = self._empty_uniforms(self.n_steps)
-            fill_uniforms(out, self.key, stream, self.first_chain, self.first_step)
-            self._uniforms[stream] = out.unbind(1)
-        return self._uniforms[stream][step - self.first_step]
+        return self.uniforms_all(stream, 1, step)[:, 0]
 
     def uniforms_all(self, stream: int, per_step: int, step: int) -> Tensor:
         """All of the ``per_step`` uniforms of a step, ``(chain, per_step)``, likewise."""
         kind = stream, per_step
-        if kind not in self._several:
-            out = self._empty_uniforms(self.n_steps * per_step)
+        if kind not in self._uniforms:
+            # Rounded to half precision, they would be above a probability near 1 far too often.
+            out = self._empty(self.n_steps * per_step)
+            out = out if out.dtype == torch.float64 else out.float()
             fill_uniforms(out, self.key, stream, self.first_chain, self.first_step * per_step)
-            self._several[kind] = out.view(len(out), self.n_steps, per_step).unbind(1)
-        return self._several[kind][step - self.first_step]
+            self._uniforms[kind] = out.view(len(out), self.n_steps, per_step).unbind(1)
+        return self._uniforms[kind][step - self.first_step]
 
     def uniforms_of(self, stream: int, per_step: int, step: int, first: int, n: int) -> Tensor:
         """Of the ``per_step`` uniforms of a step ``n`` from number ``first`` on: ``(chain, n)``."""
@@ -185,8 +182,3 @@ class Noise:
     def _empty(self, length: int) -> Tensor:
         dtype = self.like.dtype if self.like.is_floating_point() else torch.float32
         return torch.empty((len(self.like), length), dtype=dtype, device=self.like.device)
-
-    def _empty_uniforms(self, length: int) -> Tensor:
-        # Rounded to half precision, they would be above a probability near 1 far too often.
-        empty = self._empty(length)
-        return empty if empty.dtype == torch.float64 else empty.float()

@@ -1,4 +1,4 @@
-"""Data sets, diagnostics, quadrature and figures for energy-based models."""
+"""Training, data sets, diagnostics, quadrature and figures for energy-based models."""
 
 from ebm_utils.chains import ModeOccupancy, bfmi, mode_occupancy, stuck_chains
 from ebm_utils.conversion import to_arviz

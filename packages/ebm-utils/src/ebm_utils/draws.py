@@ -47,7 +47,7 @@ def require_trajectory(draws: SampleResult | TensorLike) -> Tensor:
             "(chain, draw, *event)",
             "add the axis of a single chain with draws[None]",
         )
-    if draws[:1, :1].numel() == 0 and 0 not in draws.shape[:2]:
+    if 0 in draws.shape[2:]:
         raise ShapeError(
             f"draws have shape {tuple(draws.shape)}",
             "states of one element or more",

@@ -49,11 +49,7 @@ def plot_images(
         >>> plt.close(ax.figure)
     """
     pixels = _pixels(images)
-    low, high = (pixels.min(), pixels.max()) if limits is None else _two(limits)
-    low = check_number("the lower limit", low)
-    high = check_number("the upper limit", high, at_least=low)
-    if limits is not None and low == high:
-        raise ConfigurationError(f"limits are {limits!r}", "two numbers", "pass limits=(0, 1)")
+    low, high = (pixels.min(), pixels.max()) if limits is None else _checked_limits(limits)
     scaled = np.clip((pixels - low) / max(high - low, 1e-300), 0.0, 1.0)
     n, height, width, n_channels = scaled.shape
     columns = math.ceil(math.sqrt(n)) if n_columns is None else n_columns
@@ -79,14 +75,15 @@ def plot_images(
     return ax
 
 
-def _two(limits: Any) -> tuple[Any, Any]:
+def _checked_limits(limits: Any) -> tuple[float, float]:
     try:
         low, high = limits
     except (TypeError, ValueError) as error:
         raise ConfigurationError(
             f"limits are {limits!r}", "two numbers", "pass limits=(0, 1)"
         ) from error
-    return low, high
+    low = check_number("the lower limit", low)
+    return low, check_number("the upper limit", high, above=low)
 
 
 def _pixels(images: SampleResult | TensorLike) -> NDArray[np.float64]:

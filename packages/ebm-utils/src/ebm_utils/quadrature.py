@@ -219,7 +219,8 @@ def exact_nll(
         0.5
     """
     states = to_tensor("x", x)
-    dim = len(MidpointGrid(bounds, n_points).box)
+    grid = MidpointGrid(bounds, n_points)
+    dim = len(grid.box)
     if states.ndim != 2 or len(states) == 0 or states.shape[1] != dim:
         raise ShapeError(
             f"x has shape {tuple(states.shape)} and bounds are of {dim} dimensions",
@@ -243,7 +244,7 @@ def exact_nll(
             energies = grid_energies(model, chunk, dtype)
             total += energies.sum().item()
             least = min(least, energies.min().item())
-    log_share = MidpointGrid(bounds, n_points).log_cell - least - log_z
+    log_share = grid.log_cell - least - log_z
     if max_grid_error is not None and log_share > LOG_SHARE_TOLERANCE:
         share = math.exp(min(log_share, 700.0))
         raise NumericalError(

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_co
 from ebm_core import ConfigurationError, NumericalError, ShapeError, draw_key, make_generator
 from ebm_core.validation import check_integer
 from ebm_utils.datasets.base import SyntheticDataset
-from ebm_utils.training.random_state import RandomState
+from ebm_utils.training.random_state import capture_random_state, restore_random_state
 
 Batch = tuple[Any, ...]
 """The arguments of the loss."""
@@ -53,7 +53,7 @@ class Batches(ABC):
         return {}
 
     def resume(self, step: int, state: Mapping[str, Any]) -> None:
-        """Go on with this step; the global random state is left as it was."""
+        """Go on with this step; the caller puts the global random state in place afterwards."""
         return  # a callable needs no more than the step
 
     def signature(self) -> dict[str, Any]:
@@ -132,10 +132,10 @@ class IteratedBatches(Batches):
     """Batches of an iterable, begun anew when it ends.
 
     A resumed run restores the global random state (and those of the generators of a ``DataLoader``
-    and its samplers, if they have any) with which the epoch began, reads and drops the batches that
-    had been used, and then restores the random state of the step. So a ``DataLoader`` goes on as if
-    it had not been cut, also one that shuffles. What an iterable draws from elsewhere, or reads
-    from a stream, it must repeat itself.
+    and its samplers, if they have any) with which the epoch began, and reads and drops the batches
+    that had been used; then `Trainer` restores the random state of the step. So a ``DataLoader``
+    goes on as if it had not been cut, also one that shuffles. What an iterable draws from
+    elsewhere, or reads from a stream, it must repeat itself.
 
     Args:
         data: The iterable.
@@ -153,20 +153,17 @@ class IteratedBatches(Batches):
         if self._iterator is None:
             self._begin()
         assert self._iterator is not None
-        try:
-            batch = next(self._iterator)
-        except StopIteration:
-            used = self._used
-            again = used > 0 and self._iterator is not self.data
-            if again:
-                self._begin()  # once an epoch: a DataLoader draws a random number each time
-            batch = next(self._iterator, _NOTHING) if again else _NOTHING
-            if batch is _NOTHING:
-                raise ConfigurationError(
-                    f"the data ended after {used} batches, at step {step + 1}",
-                    "an iterable that can be read again, with at least one batch",
-                    "pass a DataLoader, or a callable step -> batch",
-                ) from None
+        used = self._used
+        batch = next(self._iterator, _NOTHING)
+        if batch is _NOTHING and used and self._iterator is not self.data:
+            self._begin()  # once an epoch: a DataLoader draws a random number each time
+            batch = next(self._iterator, _NOTHING)
+        if batch is _NOTHING:
+            raise ConfigurationError(
+                f"the data ended after {used} batches, at step {step + 1}",
+                "an iterable that can be read again, with at least one batch",
+                "pass a DataLoader, or a callable step -> batch",
+            )
         self._used += 1
         return as_arguments(batch)
 
@@ -178,8 +175,7 @@ class IteratedBatches(Batches):
         """Begin the epoch again, and drop what had been used."""
         if not state["began"]:
             return
-        now = RandomState.capture()
-        RandomState.restore(state["began"], _generators(self.data))
+        restore_random_state(state["began"], _generators(self.data))
         self._begin()
         assert self._iterator is not None
         for i in range(state["used"]):
@@ -190,14 +186,13 @@ class IteratedBatches(Batches):
                     "resume with the data that the run began with",
                 )
         self._used = state["used"]
-        RandomState.restore(now)
 
     def signature(self) -> dict[str, Any]:
         """Number of batches."""
         return {**super().signature(), "steps_per_epoch": self.steps_per_epoch}
 
     def _begin(self) -> None:
-        self._began = RandomState.capture(_generators(self.data))
+        self._began = capture_random_state(_generators(self.data))
         self._iterator, self._used = iter(self.data), 0
 
 

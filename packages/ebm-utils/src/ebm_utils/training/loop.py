@@ -23,7 +23,7 @@ from ebm_core.validation import check_integer
 from ebm_utils.training.batches import Batches, Data, batches_of
 from ebm_utils.training.checkpoint import read_checkpoint, write_checkpoint
 from ebm_utils.training.interruption import Interruption
-from ebm_utils.training.random_state import RandomState
+from ebm_utils.training.random_state import capture_random_state, restore_random_state
 from ebm_utils.training.result import FitResult
 from ebm_utils.training.schedules import Schedule, schedule_of
 from ebm_utils.training.trainer import Loss, MakeOptimizer, Parameters, Trainer
@@ -235,9 +235,9 @@ class _File:
 
 def _evaluate(evaluate: Evaluation, trainer: Trainer) -> bool:
     """Run the user's evaluation; whether it ends the run."""
-    random_state = RandomState.capture()
+    random_state = capture_random_state()
     with ExitStack() as stack:
-        stack.callback(RandomState.restore, random_state)
+        stack.callback(restore_random_state, random_state)
         if trainer.average is not None:
             stack.enter_context(trainer.average.swapped())
         for module in trainer.modules:

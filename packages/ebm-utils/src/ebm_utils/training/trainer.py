@@ -12,7 +12,7 @@ from ebm_core import ConfigurationError, NumericalError
 from ebm_core.validation import check_finite_loss, check_positive
 from ebm_utils.training.averaging import ParameterAverage
 from ebm_utils.training.batches import Batches
-from ebm_utils.training.random_state import RandomState
+from ebm_utils.training.random_state import capture_random_state, restore_random_state
 from ebm_utils.training.result import FitResult, Record, Stopped
 
 Loss = Callable[..., Tensor]
@@ -134,7 +134,7 @@ class Trainer:
             "batches": self.batches.state_dict(),
             "record": self.record.state_dict(),
             "evaluations": self.evaluations.state_dict(),
-            "random_state": RandomState.capture(),
+            "random_state": capture_random_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -172,8 +172,8 @@ class Trainer:
         self.record.load_state_dict(state["record"])
         self.evaluations.load_state_dict(state["evaluations"])
         self.step = state["step"]
-        RandomState.restore(state["random_state"])
         self.batches.resume(self.step, state["batches"])
+        restore_random_state(state["random_state"])  # last: making batches again draws numbers
 
     def _gradient_norm(self) -> Tensor:
         if self.max_gradient_norm is not None:
