@@ -19,25 +19,17 @@ its steps.
 """
 
 import argparse
-import json
 import math
-import os
-import signal
-import sys
 import tempfile
-import time
-from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 from typing import Any
 
+from harness.benchmark import SETTINGS, Benchmark, common_options
 from harness.machine import machine
 from harness.processes import RivalError, WorkerProcess
-from harness.report import write_page
+from harness.report import write_pages
 from rivals.cells import CHAINS, CHECK_STEPS, METHODS, TARGETS, Cell, cells
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 RIVALS = ("ours", "torch", "torchebm", "blackjax", "jax")
 PARTS = ("cells", "overhead", "compile")
 REFERENCE = "torch"
@@ -46,23 +38,14 @@ SUSPICIOUS = 5.0
 """Standard errors between two means that make a cell wrong."""
 
 
-class Benchmark:
-    """A run: its options and what it has found so far."""
+class Chains(Benchmark):
+    """A run."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.file = RESULTS / ("chains-quick.json" if options.quick else "chains.json")
-        chosen = (options.rivals, options.methods, options.parts)
-        some = any(set(a) != set(b) for a, b in zip(chosen, (RIVALS, METHODS, PARTS), strict=True))
-        kept = options.resume or options.report or some
-        self.found: dict[str, Any] = (
-            json.loads(self.file.read_text()) if kept and self.file.exists() else {}
-        )
+        choices = {"rivals": RIVALS, "methods": METHODS, "settings": SETTINGS, "parts": PARTS}
+        super().__init__(options, "chains", choices)
         self.found.setdefault("cells", {})
-        cores = sorted(os.sched_getaffinity(0))
-        self.settings = {"one core": {cores[-1]}, "all cores": set(cores)}
         self.kernels = tempfile.TemporaryDirectory(prefix="kernels_", dir=options.scratch)
-        self.began = time.monotonic()
 
     def run(self) -> None:
         """Measure everything that the options ask for."""
@@ -71,12 +54,8 @@ class Benchmark:
             self.found["repetitions"] = self.options.repetitions
             self.found["seconds"] = self.options.seconds
         for name in self.options.settings:
-            with ExitStack() as stack:
-                workers = {
-                    rival: stack.enter_context(self.worker(rival, self.settings[name]))
-                    for rival in self.options.rivals
-                }
-                self.versions(workers)
+            asked = {r: self.process(r, self.settings[name]) for r in self.options.rivals}
+            with self.started(asked) as workers:
                 if "ours" in workers:
                     try:
                         self.alone(name, workers["ours"])
@@ -86,16 +65,11 @@ class Benchmark:
                     self.measure(name, cell, workers)
         if "ours" in self.options.rivals and "compile" in self.options.parts:
             self.compilation()
-        self.say(f"done in {(time.monotonic() - self.began) / 60:.1f} minutes: {self.file}")
 
-    def worker(self, rival: str, cores: set[int], kernels: str | None = None) -> WorkerProcess:
-        """A process for a rival."""
-        python = sys.executable
-        if rival != "ours":
-            python = str(ROOT / self.options.environments.format(rival) / "bin" / "python")
-        return WorkerProcess(
-            rival, python, cores, {"EBM_SAMPLERS_CACHE_DIR": kernels or self.kernels.name}
-        )
+    def process(self, rival: str, cores: set[int], kernels: str | None = None) -> WorkerProcess:
+        """A worker that keeps its kernels in a folder."""
+        folder = kernels or self.kernels.name
+        return self.worker(rival, rival, cores, {"EBM_SAMPLERS_CACHE_DIR": folder})
 
     def chosen_cells(self) -> list[Cell]:
         """The cells of this run."""
@@ -104,16 +78,6 @@ class Benchmark:
         return [Cell(m, "double well", n) for m in METHODS for n in CHAINS] + [
             Cell("ULA", "AR .9, 100-D", 100)
         ]
-
-    def versions(self, workers: dict[str, WorkerProcess]) -> None:
-        """Note the versions of all rivals."""
-        for rival, worker in list(workers.items()):
-            try:
-                answer = worker.ask("info")
-                self.found.setdefault("versions", {})[rival] = answer["versions"]
-            except RivalError as error:
-                self.say(f"{rival} does not start: {error}")
-                del workers[rival]
 
     def measure(self, setting: str, cell: Cell, workers: dict[str, WorkerProcess]) -> None:
         """One cell: prepare and check all rivals, then time them in turn."""
@@ -185,7 +149,7 @@ class Benchmark:
             with tempfile.TemporaryDirectory(dir=self.options.scratch) as folder:
                 entry = {}
                 for kind in ("first", "cached"):
-                    with self.worker("ours", self.settings["one core"], folder) as worker:
+                    with self.process("ours", self.settings["one core"], folder) as worker:
                         wanted = [cell.method, cell.target, cell.chains]
                         try:
                             answer = worker.ask("prepare", 120, cell=wanted, seconds=0.01)
@@ -196,17 +160,6 @@ class Benchmark:
             self.found.setdefault("compile", {})[f"{cell.method} | {cell.target}"] = entry
             self.say(f"compile {cell.method} | {cell.target}: {entry}")
             self.save()
-
-    def save(self) -> None:
-        """Keep what is known, in one piece."""
-        RESULTS.mkdir(exist_ok=True)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self.found, indent=1) + "\n")
-        part.replace(self.file)
-
-    def say(self, line: str) -> None:
-        """Tell how far it is."""
-        print(f"[{(time.monotonic() - self.began) / 60:5.1f} min] {line}", flush=True)
 
 
 def compare(entries: dict[str, Any]) -> None:
@@ -223,31 +176,23 @@ def compare(entries: dict[str, Any]) -> None:
 
 def main() -> None:
     """Read the options, measure, write the page."""
-    parser = argparse.ArgumentParser(description="Chain-steps per second, against named rivals.")
-    parser.add_argument("--quick", action="store_true", help="a few cells, short repetitions")
-    parser.add_argument("--resume", action="store_true", help="only what is not yet in the results")
-    parser.add_argument("--report", action="store_true", help="only write the page")
+    parser = common_options(
+        "Chain-steps per second, against named rivals.",
+        "a few cells, short repetitions",
+        settings=True,
+    )
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--settings", nargs="+", default=("one core", "all cores"))
     parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--seconds", type=float, help="of one repetition")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--patience", type=float, default=8, help="seconds for a rival in a cell")
-    parser.add_argument(
-        "--environments", default=".nox/bench-rival-{}", help="where a rival's environment is"
-    )
     parser.add_argument("--scratch", default=None, help="folder for compiled kernels")
     options = parser.parse_args()
     options.seconds = options.seconds or (0.05 if options.quick else 0.15)
     if options.quick:
         options.repetitions = min(options.repetitions, 3)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # workers end with it
-    benchmark = Benchmark(options)
-    if not options.report:
-        benchmark.run()
-    if not options.quick:
-        write_page(benchmark.found, ROOT / "docs" / "benchmarks.md")
+    Chains(options).main(write_pages)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,18 @@ docs/benchmarks.md from the results kept.
 """
 
 import argparse
-import json
 import math
 import os
-import signal
-import sys
 import tempfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import torch
-from harness.density_report import write_page
+from harness.benchmark import Benchmark, common_options, last_line
+from harness.density_report import write_pages
 from harness.machine import machine
 from harness.processes import RivalError, WorkerProcess
 from rivals.density_cells import (
@@ -54,8 +50,6 @@ from ebm_utils import (
     exact_kl,
 )
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
 QUICK_STEPS = 200
 LAWS: tuple[DensityDataset, ...] = (
@@ -90,25 +84,17 @@ class Cell:
         return ", ".join(filter(None, parts))
 
 
-class Benchmark:
-    """A run: its options and what it has found so far."""
+class Densities(Benchmark):
+    """A run, several cells at once."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.file = RESULTS / ("density-quick.json" if options.quick else "density.json")
-        chosen = (options.sides, options.objectives, options.datasets, options.seeds)
-        everything = (SIDES, OBJECTIVES, DATASETS, SEEDS)
-        some = any(set(a) != set(b) for a, b in zip(chosen, everything, strict=True))
-        kept = options.resume or options.report or some
-        self.found: dict[str, Any] = (
-            json.loads(self.file.read_text()) if kept and self.file.exists() else {}
-        )
+        choices = {"sides": SIDES, "objectives": OBJECTIVES, "datasets": DATASETS, "seeds": SEEDS}
+        super().__init__(options, "density", choices)
         self.cores: Queue[int] = Queue()
         for core in sorted(os.sched_getaffinity(0), reverse=True)[: options.jobs]:
             self.cores.put(core)
         self.lock = threading.Lock()
         self.workers: set[WorkerProcess] = set()
-        self.began = time.monotonic()
 
     def run(self) -> None:
         """Train and judge everything that the options ask for."""
@@ -127,7 +113,6 @@ class Benchmark:
                 for worker in list(self.workers):
                     worker.stop()
                 raise
-        self.say(f"done in {(time.monotonic() - self.began) / 60:.1f} minutes: {self.file}")
 
     def cells(self) -> list[Cell]:
         """The cells of this run, seed by seed, so that a run that stops has all of some seeds."""
@@ -158,10 +143,10 @@ class Benchmark:
             cells = self.found.setdefault("cells", {}).setdefault(cell.dataset, {})
             cells.setdefault(cell.row, {})[str(cell.seed)] = entry
             self.save()
-        told = entry.get("error", "").strip().splitlines()[-1:] or [
+        told = last_line(entry.get("error", "")) or (
             f"KL {entry['kl']:.4f} after {entry['seconds']:.0f} s {entry.get('note', '')}"
-        ]
-        self.say(f"{cell}: {told[0]}")
+        )
+        self.say(f"{cell}: {told}")
 
     def trained(self, cell: Cell, core: int) -> dict[str, Any]:
         """Train, then judge."""
@@ -171,13 +156,10 @@ class Benchmark:
             data, out = os.path.join(scratch, "data.pt"), os.path.join(scratch, "network.pt")
             draws = DATA[cell.dataset].sample(steps * recipe.batch, seed=1000 + cell.seed)
             torch.save(draws.reshape(steps, recipe.batch, 2), data)
-            python = sys.executable
-            if cell.side != "ours":
-                python = str(ROOT / self.options.environments.format(cell.side) / "bin" / "python")
             form = forms_of(cell.side, cell.objective)[cell.form]
             request = {"objective": cell.objective, "form": form, "seed": cell.seed}
             try:
-                with WorkerProcess(f"density_{cell.side}", python, {core}) as worker:
+                with self.worker(f"density_{cell.side}", cell.side, {core}) as worker:
                     self.workers.add(worker)
                     versions = worker.ask("info", 300)["versions"]
                     answer = worker.ask(
@@ -193,17 +175,6 @@ class Benchmark:
             network.load_state_dict(torch.load(out, weights_only=True))
         date = machine()["date"]
         return {**answer, **judged(network, DATA[cell.dataset]), "steps": steps, "date": date}
-
-    def save(self) -> None:
-        """Keep what is known, in one piece."""
-        RESULTS.mkdir(exist_ok=True)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self.found, indent=1) + "\n")
-        part.replace(self.file)
-
-    def say(self, line: str) -> None:
-        """Tell how far it is."""
-        print(f"[{(time.monotonic() - self.began) / 60:5.1f} min] {line}", flush=True)
 
 
 def judged(network: Network, law: DensityDataset) -> dict[str, Any]:
@@ -249,30 +220,21 @@ def convolved(p: Tensor, width: int) -> Tensor:
 
 def main() -> None:
     """Read the options, measure, write the page."""
-    parser = argparse.ArgumentParser(description="Exact KL divergence of trained energies.")
-    parser.add_argument("--quick", action="store_true", help="few steps, one data set and seed")
-    parser.add_argument("--resume", action="store_true", help="only what is not yet in the results")
-    parser.add_argument("--report", action="store_true", help="only write the page")
+    parser = common_options(
+        "Exact KL divergence of trained energies.", "few steps, one data set and seed"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=tuple(OBJECTIVES))
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=DATASETS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, each on a core")
     parser.add_argument("--patience", type=float, default=1800, help="seconds for a cell")
-    parser.add_argument(
-        "--environments", default=".nox/bench-rival-{}", help="where a rival's environment is"
-    )
     parser.add_argument("--scratch", default=None, help="folder for data and parameters")
     options = parser.parse_args()
     if options.quick:
         options.datasets, options.seeds = options.datasets[:1], options.seeds[:1]
     torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # workers end with it
-    benchmark = Benchmark(options)
-    if not options.report:
-        benchmark.run()
-    if not options.quick:
-        write_page(benchmark.found, ROOT / "docs" / "benchmarks.md")
+    Densities(options).main(write_pages)
 
 
 if __name__ == "__main__":

@@ -16,28 +16,21 @@ Log densities in JAX are first compared with the torch energies, values and grad
 """
 
 import argparse
-import json
 import math
 import os
-import signal
-import sys
 import tempfile
-import time
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from arviz_stats.base import array_stats
+from harness.benchmark import SETTINGS, Benchmark, common_options, last_line
 from harness.ess_report import write_pages
 from harness.machine import machine
 from harness.processes import RivalError, WorkerProcess
 from rivals.ess_cells import DRAWS, METHODS, offered
 from targets import CENTRES, EFFECTS, ERRORS, LAYERS, SIGNED, TARGETS, WHITENING
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 CHAINS = tuple(DRAWS)
 ELEMENTS = 10
 """So many elements of a state are looked at, evenly spread, since 1024 chains take a while."""
@@ -55,23 +48,14 @@ CONSTANTS = {
 """What energies in JAX are told of those in torch."""
 
 
-class Benchmark:
-    """A run: its options and what it has found so far."""
+class EffectiveDraws(Benchmark):
+    """A run, and a folder for draws and kernels."""
 
     def __init__(self, options: argparse.Namespace, scratch: str) -> None:
-        self.options, self.scratch = options, scratch
-        self.file = RESULTS / ("ess-quick.json" if options.quick else "ess.json")
-        chosen = (options.sides, options.targets, options.chains, options.settings)
-        everything = (METHODS, TARGETS, CHAINS, ("one core", "all cores"))
-        some = any(set(a) != set(b) for a, b in zip(chosen, everything, strict=True))
-        kept = options.resume or options.report or some
-        self.found: dict[str, Any] = (
-            json.loads(self.file.read_text()) if kept and self.file.exists() else {}
-        )
-        cores = sorted(os.sched_getaffinity(0))
-        self.settings = {"one core": {cores[-1]}, "all cores": set(cores)}
-        self.compared: list[str] = []
-        self.began = time.monotonic()
+        choices = {"sides": METHODS, "targets": TARGETS, "chains": CHAINS, "settings": SETTINGS}
+        super().__init__(options, "ess", choices)
+        self.scratch = scratch
+        self.compared = ["ours"]
 
     def run(self) -> None:
         """Measure everything that the options ask for."""
@@ -80,40 +64,30 @@ class Benchmark:
         self.found["dims"] = {name: target.dim for name, target in TARGETS.items()}
         numbers = os.path.join(self.scratch, "numbers.npz")
         export(numbers)
+        environment = {"BENCHMARK_NUMBERS": numbers, "EBM_SAMPLERS_CACHE_DIR": self.scratch}
         for setting in self.options.settings:
-            with ExitStack() as stack:
-                workers = {
-                    side: stack.enter_context(self.worker(side, self.settings[setting], numbers))
-                    for side in self.options.sides
-                }
-                self.begin(workers)
+            cores = self.settings[setting]
+            asked = {
+                side: self.worker(f"ess_{side}", side, cores, environment)
+                for side in self.options.sides
+            }
+            with self.started(asked, self.compare) as workers:
                 for target in self.options.targets:
                     for chains in self.options.chains:
-                        if chains == 1 and len(self.settings[setting]) > 1:
+                        if chains == 1 and len(cores) > 1:
                             continue  # one chain has no use for more
                         self.measure(setting, target, chains, workers)
-        self.say(f"done in {(time.monotonic() - self.began) / 60:.1f} minutes: {self.file}")
 
-    def worker(self, side: str, cores: set[int], numbers: str) -> WorkerProcess:
-        """A process for a side."""
-        python = sys.executable
-        if side != "ours":
-            python = str(ROOT / self.options.environments.format(side) / "bin" / "python")
-        environment = {"BENCHMARK_NUMBERS": numbers, "EBM_SAMPLERS_CACHE_DIR": self.scratch}
-        return WorkerProcess(f"ess_{side}", python, cores, environment)
+    def compare(self, side: str, worker: WorkerProcess) -> None:
+        """Hold a side's log densities to the torch energies, once.
 
-    def begin(self, workers: dict[str, WorkerProcess]) -> None:
-        """Note versions; leave out what does not start, or has other densities than torch."""
-        for side, worker in list(workers.items()):
-            try:
-                self.found.setdefault("versions", {})[side] = worker.ask("info")["versions"]
-                if side not in ("ours", *self.compared):
-                    for target in self.options.targets:
-                        compare(target, worker)
-                    self.compared.append(side)
-            except RivalError as error:
-                self.say(f"{side} is left out: {error}")
-                del workers[side]
+        Raises:
+            RivalError: If they differ beyond rounding.
+        """
+        if side not in self.compared:
+            for target in self.options.targets:
+                compare(target, worker)
+            self.compared.append(side)
 
     def measure(
         self, setting: str, target: str, chains: int, workers: dict[str, WorkerProcess]
@@ -129,11 +103,11 @@ class Benchmark:
                     continue
                 kept[name] = self.job(worker, method, target, chains)
                 entry = kept[name]
-                told = entry.get("error", "").strip().splitlines()[-1:] or [
+                told = last_line(entry.get("error", "")) or (
                     f"{entry['rate']:.3g} ({entry['rate_with_warm_up']:.3g} with warm-up) a second"
                     + (" WRONG" if entry["wrong"] else "")
-                ]
-                self.say(f"{setting:9} {cell:36} {name:15} {told[0]}")
+                )
+                self.say(f"{setting:9} {cell:36} {name:15} {told}")
                 self.save()
 
     def job(self, worker: WorkerProcess, method: str, target: str, chains: int) -> dict[str, Any]:
@@ -160,17 +134,6 @@ class Benchmark:
             entry["rate_with_warm_up"] = entry["ess"] / (entry["draw"] + entry["warm"])
         best = max(entries, key=lambda entry: (not entry["wrong"], entry["rate"]))
         return {**best, "note": answer.get("note", ""), "date": machine()["date"]}
-
-    def save(self) -> None:
-        """Keep what is known, in one piece."""
-        RESULTS.mkdir(exist_ok=True)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self.found, indent=1) + "\n")
-        part.replace(self.file)
-
-    def say(self, line: str) -> None:
-        """Tell how far it is."""
-        print(f"[{(time.monotonic() - self.began) / 60:5.1f} min] {line}", flush=True)
 
 
 def export(path: str) -> None:
@@ -257,31 +220,21 @@ def ess(values: np.ndarray[Any, Any], method: str) -> float:
 
 def main() -> None:
     """Read the options, measure, write the page."""
-    parser = argparse.ArgumentParser(description="Effective draws per second, against rivals.")
-    parser.add_argument("--quick", action="store_true", help="two targets, one core")
-    parser.add_argument("--resume", action="store_true", help="only what is not yet in the results")
-    parser.add_argument("--report", action="store_true", help="only write the page")
+    parser = common_options(
+        "Effective draws per second, against rivals.", "two targets, one core", settings=True
+    )
     parser.add_argument("--sides", nargs="+", choices=METHODS, default=tuple(METHODS))
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=tuple(TARGETS))
     parser.add_argument("--chains", nargs="+", type=int, choices=CHAINS, default=CHAINS)
-    parser.add_argument("--settings", nargs="+", default=("one core", "all cores"))
     parser.add_argument("--patience", type=float, default=2, help="seconds of a part of a job")
     parser.add_argument("--timeout", type=float, default=120, help="seconds of a whole job")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--environments", default=".nox/bench-rival-{}", help="where a rival's environment is"
-    )
     parser.add_argument("--scratch", default=None, help="folder for kernels and draws")
     options = parser.parse_args()
     if options.quick:
-        options.targets, options.settings = options.targets[:2], ("one core",)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # workers end with it
+        options.targets, options.settings = options.targets[:2], SETTINGS[:1]
     with tempfile.TemporaryDirectory(prefix="ess_", dir=options.scratch) as scratch:
-        benchmark = Benchmark(options, scratch)
-        if not options.report:
-            benchmark.run()
-    if not options.quick:
-        write_pages(benchmark.found, ROOT / "docs")
+        EffectiveDraws(options, scratch).main(write_pages)
 
 
 if __name__ == "__main__":

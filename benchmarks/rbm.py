@@ -15,18 +15,17 @@ final one is of the last step.
 times `BlockGibbs` beside a plain loop in torch.
 """
 
-import argparse
-import json
 import math
 import time
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
+from harness.benchmark import Benchmark, common_options
 from harness.machine import machine
-from harness.rbm_report import write_page
+from harness.rbm_report import write_pages
+from rivals.protocol import version_of
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,8 +34,6 @@ from ebm_core import BaseLoss, NumericalError
 from ebm_models import BernoulliRBM
 from ebm_samplers import BlockGibbs
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 N_HIDDEN = 16
 CHAINS = 128
 BETAS = (1.0, 0.8, 0.6, 0.4, 0.2)
@@ -189,25 +186,48 @@ def speed() -> dict[str, dict[str, float]]:
     return found
 
 
-def versions() -> dict[str, str]:
-    """Of what takes part."""
-    from importlib.metadata import PackageNotFoundError, version
+class BoltzmannMachines(Benchmark):
+    """A run; each trained machine is kept as it ends."""
 
-    listed = {}
-    for name in ("torch", "scikit-learn"):
-        try:
-            listed[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return listed
+    def run(self) -> None:
+        """Make the runs that the options ask for."""
+        torch.set_num_threads(1)
+        options = self.options
+        packages = ["ebm-core", "ebm-losses", "ebm-models", "ebm-samplers", "torch"]
+        if "digits" in options.data:
+            packages.append("scikit-learn")
+        self.found |= {"machine": machine()}
+        self.found["versions"] = {"ours": {name: version_of(name) for name in packages}}
+        self.found |= {"chains": CHAINS, "betas": BETAS, "n_hidden": N_HIDDEN}
+        if options.speed:
+            self.found["speed"] = speed()
+            self.save()
+        for name in options.data:
+            updates = 500 if options.quick else UPDATES[name]
+            kept = self.found.setdefault("cells", {}).setdefault(name, {})
+            kept["bound"] = None if name == "digits" else entropy(load(name)[1])
+            kept |= {"learning_rate": LEARNING_RATE[name], "updates": updates}
+            for method in options.methods:
+                for seed in options.seeds:
+                    runs = kept.setdefault("methods", {}).setdefault(method, {})
+                    if options.resume and str(seed) in runs:
+                        continue
+                    runs[str(seed)] = run = train(name, method, seed, updates)
+                    assert math.isfinite(run["final"])
+                    self.say(
+                        f"{name} {method:5} seed {seed}: best {run['best']:.4f} final "
+                        f"{run['final']:.4f} in {run['seconds']:.0f} s {run['stopped'] or ''}"
+                    )
+                    self.save()
 
 
 def main() -> None:
     """Read the options, measure, write the page."""
-    parser = argparse.ArgumentParser(description="Exact likelihoods of Boltzmann machines.")
-    parser.add_argument("--quick", action="store_true", help="few updates, one seed, 3 x 3 alone")
-    parser.add_argument("--resume", action="store_true", help="only what is not yet in the results")
-    parser.add_argument("--report", action="store_true", help="only write the page")
+    parser = common_options(
+        "Exact likelihoods of Boltzmann machines.",
+        "few updates, one seed, 3 x 3 alone",
+        rivals=False,
+    )
     parser.add_argument("--speed", action="store_true", help="time the sampler, too")
     parser.add_argument("--data", nargs="+", choices=UPDATES, default=tuple(UPDATES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=tuple(METHODS))
@@ -215,49 +235,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.data, options.seeds = options.data[:1], options.seeds[:1]
-    file = RESULTS / ("rbm-quick.json" if options.quick else "rbm.json")
-    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    if not options.report:
-        measure(options, found, file)
-    if not options.quick:
-        write_page(found, ROOT / "docs" / "benchmarks.md")
-
-
-def measure(options: argparse.Namespace, found: dict[str, Any], file: Path) -> None:
-    """Make the runs that the options ask for; keep each as it ends."""
-    torch.set_num_threads(1)
-    found |= {"machine": machine(), "versions": {"ours": versions()}}
-    found |= {"chains": CHAINS, "betas": BETAS, "n_hidden": N_HIDDEN}
-    if options.speed:
-        found["speed"] = speed()
-        keep(found, file)
-    for name in options.data:
-        updates = 500 if options.quick else UPDATES[name]
-        kept = found.setdefault("cells", {}).setdefault(name, {})
-        test = load(name)[1]
-        kept["bound"] = None if name == "digits" else entropy(test)
-        kept |= {"learning_rate": LEARNING_RATE[name], "updates": updates}
-        for method in options.methods:
-            for seed in options.seeds:
-                runs = kept.setdefault("methods", {}).setdefault(method, {})
-                if options.resume and str(seed) in runs:
-                    continue
-                runs[str(seed)] = run = train(name, method, seed, updates)
-                assert math.isfinite(run["final"])
-                print(
-                    f"{name} {method:5} seed {seed}: best {run['best']:.4f} final "
-                    f"{run['final']:.4f} in {run['seconds']:.0f} s {run['stopped'] or ''}",
-                    flush=True,
-                )
-                keep(found, file)
-
-
-def keep(found: dict[str, Any], file: Path) -> None:
-    """Write what is known, in one piece."""
-    RESULTS.mkdir(exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(file)
+    BoltzmannMachines(options, "rbm", choices=None).main(write_pages)
 
 
 if __name__ == "__main__":

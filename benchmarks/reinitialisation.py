@@ -12,10 +12,10 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from harness.benchmark import RESULTS, write
 from harness.machine import machine
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -26,7 +26,6 @@ from ebm_models import MLPEnergy
 from ebm_samplers import MALA
 from ebm_utils import TwoMoons, exact_kl
 
-RESULTS = Path(__file__).parent / "results" / "reinitialisation.json"
 N_STEPS, BATCH, K_STEPS, LARGE, SMALL = 1000, 256, 10, 10_000, 256
 BOX = [(-8.0, 8.0)] * 2
 AGES = (1, 2, 5, 10, 20)  # lower ends of the classes of ages, in visits
@@ -265,7 +264,7 @@ def main() -> None:
     parser.add_argument("--only")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1])
     options = parser.parse_args()
-    path = RESULTS.with_name("reinitialisation-quick.json") if options.quick else RESULTS
+    path = RESULTS / ("reinitialisation-quick.json" if options.quick else "reinitialisation.json")
     found: dict[str, Any] = {"machine": machine(), "torch": torch.__version__, "runs": []}
     if (options.report or options.only) and path.exists():
         found = json.loads(path.read_text())
@@ -280,7 +279,7 @@ def main() -> None:
                 ]
                 found["runs"] = [*others, run]
                 print(f"{case.name}, seed {seed}: {run['blew up'] or run['kl']}", flush=True)
-                path.write_text(json.dumps(compact(found)) + "\n")
+                write(path, compact(found), indent=None)
     print_table(found["runs"])
 
 

@@ -1,1 +1,1 @@
-"""What benchmarks share: worker processes, and the description of the machine."""
+"""What benchmarks share: the run and its results, worker processes, the tables."""

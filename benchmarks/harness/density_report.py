@@ -8,6 +8,7 @@ from typing import Any
 
 from rivals.density_cells import DATASETS, OBJECTIVES, SIDES, forms_of
 
+from harness.benchmark import last_line
 from harness.report import fill, table, where
 
 Results = dict[str, Any]
@@ -28,16 +29,13 @@ LEVEL = 0.0005
 """Nats within which two sides are level: the same objective on the same batches may end alike."""
 
 
-def write_page(found: Results, page: Path) -> None:
-    """Put the tables between the markers of a page."""
-    fill(page, "density", "\n\n".join(sections(found)))
+def write_pages(found: Results, docs: Path) -> None:
+    """Put the tables between the markers of the page."""
+    fill(docs / "benchmarks.md", "density", found, sections(found))
 
 
 def sections(found: Results) -> Iterator[str]:
     """The page's measured part, piece by piece."""
-    if not found.get("cells"):
-        yield "Not recorded yet."
-        return
     yield f"{where(found)} Cells trained at once: {found['jobs']}, each on one core."
     yield "### Exact divergence: wanted and measured"
     yield _aims(found)
@@ -147,8 +145,7 @@ def _remarks(found: Results) -> str:
             name = ", ".join(filter(None, (dataset, *row.split(" | "))))
             for seed, entry in entries.items():
                 if "error" in entry:
-                    reason = entry["error"].strip().splitlines()[-1][:160]
-                    lines.append(f"- {name}, seed {seed}: `{reason}`")
+                    lines.append(f"- {name}, seed {seed}: `{last_line(entry['error'])}`")
                 elif "broke_off" in entry:
                     lines.append(f"- {name}, seed {seed}: stopped at step {entry['broke_off']}.")
                 elif entry.get("note"):

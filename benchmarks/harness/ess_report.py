@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from harness.benchmark import last_line
 from harness.report import fill, rate, table, times, where
 
 Results = dict[str, Any]
@@ -18,10 +19,8 @@ NUTS_WANTED = 20.0
 
 def write_pages(found: Results, docs: Path) -> None:
     """Put the tables between the markers of the pages."""
-    fill(docs / "benchmarks.md", "ess", "\n\n".join(sections(found)))
-    setting = "one core"
-    cells = ordered(found["cells"].get(setting, {}), list(found["dims"]))
-    fill(docs / "choosing.md", "choosing", f"{where(found)}\n\n{_methods(cells)}")
+    fill(docs / "benchmarks.md", "ess", found, sections(found))
+    fill(docs / "choosing.md", "choosing", found, choices(found))
 
 
 def sections(found: Results) -> Iterator[str]:
@@ -36,6 +35,12 @@ def sections(found: Results) -> Iterator[str]:
         yield f"### Effective draws per second, {setting}"
         yield _table(cells)
         yield _remarks(cells)
+
+
+def choices(found: Results) -> Iterator[str]:
+    """Our own methods beside each other."""
+    yield where(found)
+    yield _methods(ordered(found["cells"].get("one core", {}), list(found["dims"])))
 
 
 def ordered(cells: Results, targets: list[str]) -> Results:
@@ -119,8 +124,6 @@ def _table(cells: Results) -> str:
 
 
 def _methods(cells: Results) -> str:
-    """Our own methods beside each other."""
-
     def told(entry: Results | None) -> str:
         if entry is None or "error" in entry:
             return ""
@@ -142,8 +145,7 @@ def _remarks(cells: Results) -> str:
         most = max((entry.get("draws", 0) for entry in entries.values()), default=0)
         for method, entry in entries.items():
             if "error" in entry:
-                reason = entry["error"].strip().splitlines()[-1][:160]
-                lines.append(f"- {method}, {name}: `{reason}`")
+                lines.append(f"- {method}, {name}: `{last_line(entry['error'])}`")
             elif entry["wrong"]:
                 apart = f"{entry['error_in']:.1f} standard errors"
                 lines.append(f"- {method}, {name}: a moment is {apart} from the exact one.")

@@ -19,9 +19,9 @@ TITLES = {
 }
 
 
-def write_page(found: Results, page: Path) -> None:
-    """Put the tables between the markers of a page."""
-    fill(page, "rbm", "\n\n".join(filter(None, sections(found))))
+def write_pages(found: Results, docs: Path) -> None:
+    """Put the tables between the markers of the page."""
+    fill(docs / "benchmarks.md", "rbm", found, sections(found))
 
 
 def sections(found: Results) -> Iterator[str]:

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from harness.benchmark import RESULTS as FOLDER
+from harness.benchmark import write
 from harness.machine import machine
 
-RESULTS = Path(__file__).parents[1] / "results" / "cuda.json"
+RESULTS = FOLDER / "cuda.json"
 
 
 def section(device: torch.device) -> dict[str, Any]:
@@ -21,9 +23,5 @@ def section(device: torch.device) -> dict[str, Any]:
 
 def keep(name: str, found: dict[str, Any], path: Path = RESULTS) -> None:
     """Write a section, and leave the others as they are."""
-    path.parent.mkdir(exist_ok=True)
     everything = json.loads(path.read_text()) if path.exists() else {}
-    everything[name] = found
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(everything, indent=1) + "\n")
-    partial.replace(path)
+    write(path, {**everything, name: found})

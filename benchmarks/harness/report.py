@@ -1,11 +1,13 @@
 """The measured tables of docs/benchmarks.md, written from the results that are kept."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rivals.cells import METHODS, TARGETS, Cell, cells
+
+from harness.benchmark import last_line
 
 NAMES = {
     "torchebm": "TorchEBM",
@@ -26,13 +28,14 @@ def wanted(rival: str, cell: Cell) -> float:
     return {"blackjax": 10, "jax": 4 if cell.dim == 2 else 1.5}.get(rival, 1)
 
 
-def write_page(found: Results, page: Path) -> None:
-    """Put the tables between the markers of a page."""
-    fill(page, "chains", "\n\n".join(sections(found)))
+def write_pages(found: Results, docs: Path) -> None:
+    """Put the tables between the markers of the page."""
+    fill(docs / "benchmarks.md", "chains", found, sections(found))
 
 
-def fill(page: Path, name: str, body: str) -> None:
-    """Put text between the markers of that name in a page."""
+def fill(page: Path, name: str, found: Results, pieces: Iterable[str]) -> None:
+    """Put what was found, piece by piece, between the markers of that name in a page."""
+    body = "\n\n".join(filter(None, pieces)) if found.get("cells") else "Not recorded yet."
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     head, _, rest = page.read_text().partition(begin)
     _, _, tail = rest.partition(end)
@@ -169,8 +172,7 @@ def _remarks(entries: Results) -> str:
                 error = f"{entry['worst_error']:.1f} standard errors"
                 lines.append(f"- † {rival}, {name}: means are {error} from the reference's.")
             elif "error" in entry and "not offered" not in entry["error"]:
-                reason = entry["error"].strip().splitlines()[-1][:160]
-                lines.append(f"- {rival}, {name}: `{reason}`")
+                lines.append(f"- {rival}, {name}: `{last_line(entry['error'])}`")
             elif "engine 'torch'" in entry.get("note", ""):
                 lines.append(f"- {name}: {entry['note'].splitlines()[0]}")
     timed = [entry for cell in entries.values() for entry in cell.values() if "rate" in entry]

@@ -5,25 +5,23 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rivals.training_cells import OBJECTIVES, SIDES, WANTED
+from rivals.density_cells import SIDES
+from rivals.training_cells import OBJECTIVES, WANTED
 
+from harness.benchmark import last_line
+from harness.density_report import NAMES
 from harness.report import fill, table, times, where
 
 Results = dict[str, Any]
 
-NAMES = {"ours": "this project", "torchebm": "TorchEBM", "ebmkit": "ebmkit"}
 
-
-def write_page(found: Results, page: Path) -> None:
-    """Put the tables between the markers of a page."""
-    fill(page, "training", "\n\n".join(sections(found)))
+def write_pages(found: Results, docs: Path) -> None:
+    """Put the tables between the markers of the page."""
+    fill(docs / "benchmarks.md", "training", found, sections(found))
 
 
 def sections(found: Results) -> Iterator[str]:
     """The page's measured part, piece by piece."""
-    if not found.get("cells"):
-        yield "Not recorded yet."
-        return
     yield (
         f"{where(found)} Medians of {found['repetitions']} interleaved repetitions of "
         f"{found['seconds']:g} s."
@@ -62,8 +60,7 @@ def _remarks(cells: Results) -> str:
     for objective, entries in cells.items():
         for side, entry in entries.items():
             if "error" in entry and "not offered" not in entry["error"]:
-                reason = entry["error"].strip().splitlines()[-1][:160]
-                lines.append(f"- {NAMES[side]}, {objective}: `{reason}`")
+                lines.append(f"- {NAMES[side]}, {objective}: `{last_line(entry['error'])}`")
     timed = [e for entries in cells.values() for e in entries.values() if "step" in e]
     if timed:
         spreads = [entry["high"] / entry["low"] for entry in timed]

@@ -5,7 +5,6 @@ It has no accept step, noise-contrastive estimation, energy discrepancy or tempe
 
 from typing import Any
 
-import torch
 import torchebm.core as core
 from torch import Tensor, nn
 from torchebm import losses
@@ -62,5 +61,4 @@ BUILDERS = {
 }
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     work(BUILDERS, ("torchebm", "torch"))

@@ -1,8 +1,11 @@
-"""The network and the loop that all sides of `benchmarks/density.py` share. torch alone."""
+"""The network and the loop that all sides of `benchmarks/density.py` share. torch alone.
+
+`benchmarks/training.py` has the network, too.
+"""
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -17,21 +20,33 @@ Build = Callable[["Network", dict[str, Any]], tuple[Loss, Iterable[nn.Parameter]
 
 
 class Network(nn.Module):
-    """Three hidden layers of SiLU, and a Gaussian base term: what ``MLPEnergy`` is."""
+    """Hidden layers of SiLU, and a Gaussian base term: what ``MLPEnergy`` is.
 
-    def __init__(self) -> None:
+    Args:
+        widths: Of the hidden layers.
+        base_scale: Standard deviation of the base term.
+        input_gain: So many times as large the first layer starts.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int] = WIDTHS,
+        base_scale: float = BASE_SCALE,
+        input_gain: float = INPUT_GAIN,
+    ) -> None:
         super().__init__()
+        self.base_scale = base_scale
         layers: list[nn.Module] = []
-        for a, b in itertools.pairwise((2, *WIDTHS)):
+        for a, b in itertools.pairwise((2, *widths)):
             layers += [nn.Linear(a, b), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(WIDTHS[-1], 1))
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
         with torch.no_grad():
             for parameter in self.layers[0].parameters():
-                parameter.mul_(INPUT_GAIN)
+                parameter.mul_(input_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """E(x): ``(batch, 2) -> (batch,)``."""
-        energy: Tensor = self.layers(x).squeeze(1) + x.square().sum(1) / (2 * BASE_SCALE**2)
+        energy: Tensor = self.layers(x).squeeze(1) + x.square().sum(1) / (2 * self.base_scale**2)
         return energy
 
 

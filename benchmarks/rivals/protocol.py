@@ -81,7 +81,7 @@ class Worker:
 
     def info(self) -> dict[str, Any]:
         """Versions."""
-        return {"versions": {name: _version(name) for name in self.rival.packages}}
+        return {"versions": {name: version_of(name) for name in self.rival.packages}}
 
     def prepare(self, cell: list[Any], seconds: float) -> dict[str, Any]:
         """Build all forms of a cell, and keep the fastest.
@@ -159,6 +159,15 @@ def serve(rival: Rival) -> None:
         answers.write(json.dumps(answer) + "\n")
 
 
+def version_of(distribution: str) -> str:
+    """As installed, or of the module on the path."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # run from the checkout
+        module = import_module(distribution.replace("-", "_"))
+        return f"{module.__version__} (checkout)"
+
+
 def seconds_of(run: Callable[..., object], *arguments: object) -> float:
     """The time of a call."""
     begin = perf_counter()
@@ -180,14 +189,6 @@ def repeated(once: Callable[[], tuple[float, float, Any]], patience: float) -> A
     while len(runs) < 5 and sum(a + b for a, b, _ in runs) < min(1.0, patience):
         runs.append(once())
     return median(a for a, *_ in runs), median(b for _, b, _ in runs), runs[0][2]
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:  # run from the checkout
-        module = import_module(distribution.replace("-", "_"))
-        return f"{module.__version__} (checkout)"
 
 
 def calibrated(program: Program, seconds: float) -> tuple[float, int]:

@@ -1,13 +1,14 @@
-"""What `benchmarks/training.py` measures. Standard library only."""
+"""What `benchmarks/training.py` measures; sides and noise are those of `density_cells`.
+
+Standard library only.
+"""
 
 WIDTHS = (128, 128)
 BATCH = 256
 K_STEPS, STEP_SIZE = 10, 0.01
 BUFFER = 10_000
 LEARNING_RATE = 1e-4
-DSM_NOISE, NCE_SCALE = 0.1, 2.0
 
 OBJECTIVES = ("CD-10", "PCD-10", "DSM", "SSM", "NCE")
-SIDES = ("ours", "torchebm", "ebmkit")
 WANTED = {"CD-10": 3.0, "PCD-10": 3.0}
 """Times the faster rival's steps a second; 1 elsewhere."""

@@ -2,8 +2,9 @@
 
 import ebm
 
+from rivals.density_cells import DSM_NOISE
 from rivals.density_ebmkit import contrastive, noise, of
-from rivals.training_cells import BUFFER, DSM_NOISE, STEP_SIZE
+from rivals.training_cells import BUFFER, STEP_SIZE
 from rivals.training_steps import work
 
 CHAINS = {"sampler": "ULA", "step_size": STEP_SIZE, "capacity": BUFFER, "reinit": 0.0}

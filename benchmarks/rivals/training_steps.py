@@ -1,37 +1,20 @@
-"""The network, the step and its timing, that all sides of `benchmarks/training.py` share.
+"""The step and its timing, that all sides of `benchmarks/training.py` share.
 
 A step is what a user writes: the loss of a batch, its backward pass, Adam. torch alone.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from rivals.density_training import Loss, Network
 from rivals.protocol import THREADS, Rival, serve
 from rivals.training_cells import BATCH, LEARNING_RATE, WIDTHS
 
-Loss = Callable[[Tensor], Tensor]
 Forms = Mapping[str, Callable[[nn.Module], tuple[Loss, Iterable[nn.Parameter]]]]
-
-
-class Network(nn.Module):
-    """2-128-128-1 with SiLU, beside half the squared norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise((2, *WIDTHS)):
-            layers += [nn.Linear(a, b), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(WIDTHS[-1], 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """E(x): ``(batch, 2) -> (batch,)``."""
-        energy: Tensor = self.layers(x).squeeze(1) + x.square().sum(1) / 2
-        return energy
 
 
 class Steps:
@@ -90,7 +73,7 @@ def training_step(
 ) -> Callable[[], object]:
     """A step on a fixed batch, from a fixed start."""
     torch.manual_seed(0)
-    network, x = Network(), torch.randn(BATCH, 2)
+    network, x = Network(WIDTHS, 1.0, 1.0), torch.randn(BATCH, 2)
     loss, parameters = make(network)
     optimizer = torch.optim.Adam(parameters, LEARNING_RATE)
 

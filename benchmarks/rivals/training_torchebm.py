@@ -1,7 +1,8 @@
 """TorchEBM in `benchmarks/training.py`; it has no noise-contrastive estimation."""
 
+from rivals.density_cells import DSM_NOISE
 from rivals.density_torchebm import contrastive, score
-from rivals.training_cells import BUFFER, DSM_NOISE, STEP_SIZE
+from rivals.training_cells import BUFFER, STEP_SIZE
 from rivals.training_steps import work
 
 CHAINS = {"step_size": STEP_SIZE, "buffer_size": BUFFER, "new_sample_ratio": 0.0}
