@@ -97,8 +97,6 @@ def test_starts_outside_the_support_are_drawn_again():
     result = sample(gamma, n_samples=400, dim=2)
     assert 30 < result.report["starts"]["n_redrawn"] < 64
     assert all("divergence" in warning for warning in result.warnings)  # proposals outside it
-    targets = [done["target_acceptance"] for done in result.report["rounds"]]
-    assert targets[0] < targets[-1] < 0.99  # smaller steps are tried once: they gain nothing
     n = result.report["checks"]["ess_bulk"]
     assert ((result.trajectory.double().mean((0, 1)) - 3).abs() < 4.5 * (3 / n) ** 0.5).all()
 
@@ -237,6 +235,8 @@ def test_a_box_is_no_reason_to_worry():
     box = as_energy(lambda x: torch.where((x.abs() < 1).all(1), 0.0 * x.sum(1), math.inf))
     result = sample(box, n_samples=400, dim=2)
     assert all("divergence" in warning for warning in result.warnings)
+    targets = [done["target_acceptance"] for done in result.report["rounds"]]
+    assert targets[0] < targets[-1] < 0.99  # smaller steps are tried once: they gain nothing
     n = result.report["checks"]["ess_bulk"]
     assert ((result.trajectory.double().mean((0, 1))).abs() < 4.5 * (1 / 3 / n) ** 0.5).all()
 
