@@ -194,3 +194,13 @@ def test_a_guarded_run_can_be_restored_without_a_guard():
     objective(RunawayGuard(gap_limit=1.0)).load_state_dict(guarded.state_dict())
     with pytest.raises(RuntimeError, match="guard"):
         objective(True).load_state_dict(objective(False).state_dict())
+
+
+def test_limits_are_those_of_the_events_elements():
+    class Recorder(RunawayGuard):
+        def forward(self, metrics, n_elements=1):
+            self.n_elements = n_elements
+
+    energy, guard = QuadraticEnergy(torch.zeros(2, 3)), Recorder()
+    ContrastiveDivergence(energy, ReferenceLangevin(energy), guard=guard)(torch.zeros(4, 2, 3))
+    assert guard.n_elements == 6

@@ -248,3 +248,14 @@ def test_inference_tensors_of_a_sampler_can_be_trained_on():
 def test_the_class_of_a_sampler_is_refused():
     with pytest.raises(ConfigurationError, match="the class Stepper"):
         EnergyMatching(make_energy(), sampler=Stepper)
+
+
+def test_dropout_is_off_while_chains_run_and_on_in_the_loss():
+    network, training = torch.nn.Linear(1, 1).double(), []
+
+    def energy(x):
+        training.append(network.training)
+        return network(x).square().squeeze(1)
+
+    EnergyMatching(as_energy(energy, network), 0, n_steps=3)(torch.randn(8, 1).double())
+    assert training == [True, False, False, False, True, True]  # flow, chains, data and negatives

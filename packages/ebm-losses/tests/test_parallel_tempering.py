@@ -441,3 +441,15 @@ def test_calls_in_inference_mode_leave_buffers_that_can_be_trained_on_and_loaded
     assert not any(buffer.is_inference() for buffer in loss_fn.buffers())
     loss_fn.load_state_dict(saved)
     loss_fn(torch.randn(8, 2)).backward()
+
+
+def test_dropout_is_off_where_swaps_are_decided_and_on_in_the_loss():
+    network, training = nn.Linear(2, 1), []
+
+    def energy(x):
+        training.append(network.training)
+        return network(x).squeeze(1)
+
+    loss_fn = ParallelTemperingContrastiveDivergence(as_energy(energy, network), Still())
+    loss_fn(torch.zeros(4, 2))
+    assert training == [False, True, True]  # swaps, data, negatives

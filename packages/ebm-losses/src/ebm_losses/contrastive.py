@@ -110,7 +110,6 @@ class ContrastiveObjective(SamplerLoss):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The loss on a batch of data; see `BaseLoss.forward` and `compute`."""
-        self._has_drawn = False
         loss = super().forward(x, *args, **kwargs)
         if self._has_drawn:
             if self.guard is not None:
