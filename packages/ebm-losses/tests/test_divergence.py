@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ebm_core import ConfigurationError, NumericalError, as_energy
+from ebm_core import ConfigurationError, NumericalError
 from ebm_core.testing import QuadraticEnergy, ReferenceLangevin
 from ebm_losses import (
     ContrastiveDivergence,
-    DataJitter,
     PersistentContrastiveDivergence,
     RunawayGuard,
 )
@@ -181,54 +180,6 @@ def test_anything_but_a_guard_is_refused(guard):
         ContrastiveDivergence(lambda x: x.sum(1), ReferenceLangevin(lambda x: x), guard=guard)
 
 
-# Jitter
-
-
-class Frozen:
-    def sample_chain(self, x_init, n_steps):
-        self.start = x_init
-        return x_init
-
-
-def test_jitter_is_noise_of_its_scale_on_data_alone():
-    torch.manual_seed(0)
-    x, sampler = torch.zeros(40_000, 2), Frozen()
-    energy = as_energy(lambda x: x.square().sum(1))
-    negatives = torch.ones(5, 2)
-    loss_fn = ContrastiveDivergence(energy, sampler, jitter=0.3)
-    loss_fn(x, negatives)
-    assert loss_fn.metrics["negative_energy"] == 2.0
-    mean = 2 * 0.3**2
-    assert abs(loss_fn.metrics["data_energy"] - mean) < 4.5 * mean / 40_000**0.5
-    loss_fn(x)
-    first = sampler.start
-    assert abs(first.std() - 0.3) < 4.5 * 0.3 / (2 * 80_000) ** 0.5
-    loss_fn(x)
-    assert not torch.equal(first, sampler.start)
-    assert (x == 0).all()
-
-
-def test_jitter_may_be_any_function_and_is_off_by_default():
-    energy, x = as_energy(lambda x: x.sum(1)), torch.zeros(4, 2)
-    sampler = Frozen()
-    ContrastiveDivergence(energy, sampler)(x)
-    assert torch.equal(sampler.start, x)
-    ContrastiveDivergence(energy, sampler, jitter=lambda x: x + 1.0)(x)
-    assert torch.equal(sampler.start, x + 1.0)
-    module = nn.Identity()
-    assert ContrastiveDivergence(energy, sampler, jitter=module).jitter is module
-    with pytest.raises(ConfigurationError, match="jitter gave"):
-        ContrastiveDivergence(energy, sampler, jitter=lambda x: x.double())(x)
-
-
-@pytest.mark.parametrize("jitter", (0.0, -1.0, "no", float("nan")))
-def test_impossible_jitter_is_refused(jitter):
-    with pytest.raises(ConfigurationError, match="jitter is"):
-        ContrastiveDivergence(lambda x: x.sum(1), Frozen(), jitter=jitter)
-    with pytest.raises(ConfigurationError, match="dtype"):
-        DataJitter(0.1)(torch.zeros(4, 2, dtype=torch.int8))
-
-
 def test_a_guarded_run_can_be_restored_without_a_guard():
     """What the guard's message offers; nested as in a trainer, and alone."""
 
@@ -243,3 +194,13 @@ def test_a_guarded_run_can_be_restored_without_a_guard():
     objective(RunawayGuard(gap_limit=1.0)).load_state_dict(guarded.state_dict())
     with pytest.raises(RuntimeError, match="guard"):
         objective(True).load_state_dict(objective(False).state_dict())
+
+
+def test_limits_are_those_of_the_events_elements():
+    class Recorder(RunawayGuard):
+        def forward(self, metrics, n_elements=1):
+            self.n_elements = n_elements
+
+    energy, guard = QuadraticEnergy(torch.zeros(2, 3)), Recorder()
+    ContrastiveDivergence(energy, ReferenceLangevin(energy), guard=guard)(torch.zeros(4, 2, 3))
+    assert guard.n_elements == 6

@@ -5,9 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.distributions import constraints
 
-from ebm_core import ConfigurationError, NumericalError, ShapeError, SupportError, as_energy
+from ebm_core import ConfigurationError, NumericalError
 from ebm_core.testing import LossConformance, QuadraticEnergy
 from ebm_losses import EnergyDiscrepancy, ScoreMatching
 
@@ -103,22 +102,6 @@ def test_a_small_time_without_stabilisation_is_score_matching(n_negatives):
     assert abs(values.mean() - limit) < 4.5 * error + 0.01
 
 
-@pytest.mark.parametrize("event_shape", ((12,), (3, 2, 2), (1, 3, 4)))
-def test_value_and_gradient_do_not_depend_on_the_shape_of_the_event(event_shape):
-    torch.manual_seed(0)
-    mean, precision = torch.randn(12).double(), torch.rand(12).double() + 0.5
-    x = torch.randn(8, 12).double()
-    results = []
-    for shape in (event_shape, (12,)):
-        energy = QuadraticEnergy(mean.reshape(shape), precision.reshape(shape))
-        torch.manual_seed(1)
-        loss = EnergyDiscrepancy(energy, 0.3, 4)(x.reshape(8, *shape))
-        loss.backward()
-        results.append((loss, energy.precision.grad.flatten(), energy.location.grad.flatten()))
-    for have, want in zip(*results, strict=True):
-        torch.testing.assert_close(have, want)
-
-
 def test_huge_differences_of_energy_do_not_overflow():
     energy = QuadraticEnergy(torch.zeros(2), torch.full((2,), 1e6))
     loss = EnergyDiscrepancy(energy)(torch.full((4, 2), 3.0))
@@ -144,22 +127,8 @@ def test_metrics():
     assert 0.25 < loss_fn.metrics["accuracy"] < 1
 
 
-def test_works_without_grad_mode_for_evaluation():
-    loss_fn = EnergyDiscrepancy(QuadraticEnergy(torch.zeros(2)))
-    with torch.no_grad():
-        assert not loss_fn(torch.zeros(4, 2)).requires_grad
-
-
 def test_impossible_arguments_are_refused():
     energy = QuadraticEnergy(torch.zeros(2))
     for arguments in ({"t": 0.0}, {"t": float("nan")}, {"n_negatives": 0}, {"w": -1.0}):
         with pytest.raises(ConfigurationError):
             EnergyDiscrepancy(energy, **arguments)
-    with pytest.raises(SupportError):
-        EnergyDiscrepancy(as_energy(lambda x: x.sum(1), support=constraints.boolean))
-    loss_fn = EnergyDiscrepancy(energy)
-    with pytest.raises(ConfigurationError, match="floating"):
-        loss_fn(torch.zeros(4, 2, dtype=torch.int64))
-    for shape in ((2,), (4, 3), (0, 2), (2, 4, 2)):
-        with pytest.raises(ShapeError):
-            loss_fn(torch.zeros(shape))

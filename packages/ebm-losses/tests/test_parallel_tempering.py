@@ -1,7 +1,6 @@
 """Parallel tempering against enumeration of a small discrete model and closed forms."""
 
 import copy
-import io
 import itertools
 
 import pytest
@@ -344,50 +343,7 @@ def test_ladders_stay_ladders(rates):
         assert ((new <= ladder[gap]) & (new >= ladder[gap + 1])).sum() >= 3
 
 
-# Saving, refusing
-
-
-def trainer(seed, adapt_betas):
-    torch.manual_seed(seed)
-    network = nn.Sequential(nn.Linear(2, 16), nn.SiLU(), nn.Linear(16, 1))
-    energy = as_energy(lambda x: network(x).squeeze(1) + x.square().sum(1), network)
-    loss_fn = ParallelTemperingContrastiveDivergence(
-        energy,
-        ReferenceLangevin(energy, 0.05),
-        buffer_size=40,
-        betas=BETAS,
-        adapt_betas=adapt_betas,
-        n_negatives=16,
-    )
-    return network, loss_fn, torch.optim.Adam(network.parameters(), lr=0.01)
-
-
-def train(parts, n_steps):
-    network, loss_fn, optimizer = parts
-    for _ in range(n_steps):
-        optimizer.zero_grad()
-        loss_fn(torch.randn(16, 2)).backward()
-        optimizer.step()
-    tensors = (loss_fn.buffer.states, loss_fn.betas, loss_fn.parity, loss_fn.swap_rates)
-    return [t.detach().clone() for t in (*network.parameters(), *tensors)]
-
-
-@pytest.mark.parametrize("adapt_betas", (0, 3))
-def test_a_restored_run_goes_on_as_if_it_had_not_been_cut(adapt_betas):
-    parts, file = trainer(0, adapt_betas), io.BytesIO()
-    train(parts, 5)
-    state = {str(i): part.state_dict() for i, part in enumerate(parts)}
-    torch.save({**state, "random": torch.get_rng_state()}, file)
-    uncut = train(parts, 5)
-    fresh = trainer(1, adapt_betas)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    for i, part in enumerate(fresh):
-        part.load_state_dict(state[str(i)])
-    torch.set_rng_state(state["random"])
-    for have, want in zip(train(fresh, 5), uncut, strict=True):
-        assert torch.equal(have, want)
-    assert torch.equal(fresh[1].betas, torch.tensor(BETAS)) == (adapt_betas == 0)
+# Refusing
 
 
 def test_a_call_that_is_refused_or_has_negatives_changes_nothing():
@@ -487,17 +443,13 @@ def test_calls_in_inference_mode_leave_buffers_that_can_be_trained_on_and_loaded
     loss_fn(torch.randn(8, 2)).backward()
 
 
-def test_the_state_of_another_kind_of_sampler_is_refused_and_nothing_is_loaded():
-    class Other(ReferenceLangevin):
-        """Takes the state of its parent, so that the kind alone tells them apart."""
+def test_dropout_is_off_where_swaps_are_decided_and_on_in_the_loss():
+    network, training = nn.Linear(2, 1), []
 
-    energy = QuadraticEnergy(torch.zeros(2))
-    saved, other = (
-        ParallelTemperingContrastiveDivergence(energy, kind(energy), buffer_size=8, betas=betas)
-        for kind, betas in ((ReferenceLangevin, (1.0, 0.5)), (Other, (1.0, 0.2)))
-    )
-    saved(torch.randn(8, 2))
-    with pytest.raises(ConfigurationError, match=r"ReferenceLangevin.*wanted.*Other"):
-        other.load_state_dict(saved.state_dict())
-    assert torch.equal(other.betas, torch.tensor([1.0, 0.2]))
-    assert other.buffer.states is None
+    def energy(x):
+        training.append(network.training)
+        return network(x).squeeze(1)
+
+    loss_fn = ParallelTemperingContrastiveDivergence(as_energy(energy, network), Still())
+    loss_fn(torch.zeros(4, 2))
+    assert training == [False, True, True]  # swaps, data, negatives

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
-from ebm_core import ConfigurationError
+from ebm_core import ConfigurationError, ShapeError
 from ebm_core.testing import QuadraticEnergy, ReferenceLangevin
-from ebm_losses import ContrastiveBatch, ContrastiveDivergence, GradientPenalty
+from ebm_losses import ContrastiveBatch, ContrastiveDivergence, EnergyMagnitude, GradientPenalty
 
 
 def make_batch(energy, x, negatives):
@@ -64,17 +65,6 @@ def test_states_between_lie_on_the_lines_from_data_to_negatives():
     assert energy.precision.grad.abs().sum() > 0
 
 
-def test_a_contrastive_objective_adds_the_term():
-    torch.manual_seed(0)
-    energy = QuadraticEnergy(torch.zeros(2), torch.full((2,), 2.0))
-    sampler, x, negatives = ReferenceLangevin(energy), torch.randn(6, 2), torch.randn(6, 2)
-    plain = ContrastiveDivergence(energy, sampler)(x, negatives)
-    loss_fn = ContrastiveDivergence(energy, sampler, regularizers=[GradientPenalty(0.1)])
-    penalty = 0.1 * (2 * x).square().sum(1).mean()
-    torch.testing.assert_close(loss_fn(x, negatives) - plain, penalty)
-    torch.testing.assert_close(loss_fn.metrics["regularization"], penalty)
-
-
 def test_a_flat_energy_has_a_finite_gradient():
     energy = QuadraticEnergy(torch.zeros(2), torch.zeros(2))
     x = torch.randn(4, 2)
@@ -98,3 +88,86 @@ def test_points_between_integer_states_are_refused():
     with pytest.raises(ConfigurationError, match="GradientPenalty was given.*int8"):
         GradientPenalty(1.0, at="between")(make_batch(energy, x, x))
     assert GradientPenalty(1.0)(make_batch(energy, x, x)) == 2.0
+
+
+# In an objective
+
+
+def objective(energy=lambda x: x.sum(1), **options):
+    return ContrastiveDivergence(energy, ReferenceLangevin(energy), **options)
+
+
+def test_a_contrastive_objective_adds_the_term():
+    torch.manual_seed(0)
+    energy = QuadraticEnergy(torch.zeros(2), torch.full((2,), 2.0))
+    sampler, x, negatives = ReferenceLangevin(energy), torch.randn(6, 2), torch.randn(6, 2)
+    plain = ContrastiveDivergence(energy, sampler)(x, negatives)
+    loss_fn = ContrastiveDivergence(energy, sampler, regularizers=[GradientPenalty(0.1)])
+    penalty = 0.1 * (2 * x).square().sum(1).mean()
+    torch.testing.assert_close(loss_fn(x, negatives) - plain, penalty)
+    torch.testing.assert_close(loss_fn.metrics["regularization"], penalty)
+
+
+def test_regularisation_is_off_unless_asked_and_adds_up():
+    x, negatives = torch.full((2, 1), 3.0), torch.full((2, 1), 2.0)
+    plain = objective()
+    assert plain(x, negatives) == 1.0
+    assert "regularization" not in plain.metrics
+    terms = [EnergyMagnitude(0.1), lambda batch: batch.x.mean() + batch.negatives.sum()]
+    loss_fn = objective(regularizers=terms)
+    torch.testing.assert_close(loss_fn(x, negatives), torch.tensor(1.0 + 1.3 + 7.0))
+    torch.testing.assert_close(loss_fn.metrics["regularization"], torch.tensor(8.3))
+    assert loss_fn.metrics["energy_gap"] == -1.0
+
+
+def test_a_regulariser_may_give_a_number_of_any_kind():
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    terms = [lambda batch: 0.5, lambda batch: 2, lambda batch: torch.tensor(0.25)]
+    loss = objective(regularizers=terms)(x, x)
+    assert loss == 2.75
+    assert loss.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    ((torch.zeros(2), ShapeError), (None, ConfigurationError), ("0.1", ConfigurationError)),
+)
+def test_a_regulariser_that_gives_no_number_is_refused(value, error):
+    def no_number(batch):
+        return value
+
+    loss_fn = objective(regularizers=[no_number])
+    with pytest.raises(error, match="no_number"):
+        loss_fn(torch.zeros(2, 1))
+
+
+def test_a_regulariser_that_is_a_module_is_trained_moved_and_saved_with_the_loss():
+    class Term(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, batch):
+            return self.weight * batch.data_energy.mean()
+
+    terms = [EnergyMagnitude(0.1), Term()]
+    loss_fn = objective(regularizers=terms)
+    assert any(parameter is terms[1].weight for parameter in loss_fn.parameters())
+    assert loss_fn.double()(*torch.ones(2, 4, 2).double()).dtype == torch.float64
+    assert terms[1].weight.dtype == torch.float64
+    assert any(name.endswith("weight") for name in loss_fn.state_dict())
+
+
+def test_the_magnitude_term_has_the_gradient_of_its_formula():
+    energy = QuadraticEnergy(torch.tensor([0.5, -1.0]).double(), torch.tensor([2.0, 0.7]).double())
+    x, negatives = torch.randn(2, 5, 2, dtype=torch.float64)
+    objective(energy, regularizers=[EnergyMagnitude(0.3)])(x, negatives).backward()
+    m, p = energy.location.detach(), energy.precision.detach()
+    want = torch.zeros(2, dtype=torch.float64)
+    for sign, states in ((1.0, x), (-1.0, negatives)):
+        squares = 0.5 * (states - m).square()
+        factor = sign + 2 * 0.3 * (squares * p).sum(1, keepdim=True)
+        want += (factor * squares).mean(0)
+    torch.testing.assert_close(energy.precision.grad, want)
+    with pytest.raises(ConfigurationError):
+        EnergyMagnitude(0.0)

@@ -160,10 +160,10 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
         """
         if not self._has_drawn or self._moved is None:
             return energies.mean()
-        assert self._labels is not None, "compute has set them"
-        members = one_hot(self._labels, self.buffer.n_classes).to(energies)
-        moved = self._moved.to(energies)
-        n_moved = moved @ members
-        weights = torch.where(n_moved > 0, members.sum(0) / n_moved.clamp(min=1), 1)[self._labels]
-        counted = torch.where((n_moved > 0)[self._labels], moved, 1)
+        labels = self._labels
+        assert labels is not None, "compute has set them"
+        members = one_hot(labels, self.buffer.n_classes).to(energies)
+        none_moved = self._moved.to(energies) @ members == 0
+        counted = (self._moved | none_moved[labels]).to(energies)
+        weights = (members.sum(0) / (counted @ members))[labels]
         return (weights * counted * energies).mean()

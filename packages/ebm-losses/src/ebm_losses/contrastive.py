@@ -20,15 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebm_core import (
-    BaseLoss,
-    ConfigurationError,
-    EnergyLike,
-    NumericalError,
-    Sampler,
-    ShapeError,
-    evaluation_mode,
-)
+from ebm_core import ConfigurationError, EnergyLike, NumericalError, Sampler, ShapeError
 from ebm_core.validation import check_integer, check_positive
 from ebm_losses._checks import (
     check_batch,
@@ -36,12 +28,7 @@ from ebm_losses._checks import (
     check_states_like,
     floating_energies,
 )
-from ebm_losses._sampler_state import (
-    check_sampler,
-    check_sampler_state,
-    restore_sampler,
-    sampler_state,
-)
+from ebm_losses._sampler_loss import SamplerLoss, check_sampler, constants
 from ebm_losses.divergence import RunawayGuard
 from ebm_losses.jitter import DataJitter
 from ebm_losses.regularization import ContrastiveBatch, Regularizer
@@ -56,7 +43,7 @@ Jitter = Callable[[Tensor], Tensor]
 """What changes the data of a call: ``(batch, *event)`` to the same shape."""
 
 
-class ContrastiveObjective(BaseLoss):
+class ContrastiveObjective(SamplerLoss):
     """Data against negatives; what contrastive objectives share.
 
     ``loss(x)`` draws negatives by the sampler, ``loss(x, negatives)`` takes the caller's. The
@@ -96,8 +83,7 @@ class ContrastiveObjective(BaseLoss):
         jitter: Jitter | float | None = None,
         guard: RunawayGuard | bool = True,
     ) -> None:
-        super().__init__(energy)
-        self.sampler = check_sampler(sampler)
+        super().__init__(energy, check_sampler(sampler))
         self.k_steps = check_integer("k_steps", k_steps, at_least=1)
         self.regularizers = _check_regularizers(regularizers)
         for i, term in enumerate(self.regularizers):
@@ -124,7 +110,6 @@ class ContrastiveObjective(BaseLoss):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The loss on a batch of data; see `BaseLoss.forward` and `compute`."""
-        self._has_drawn = False
         loss = super().forward(x, *args, **kwargs)
         if self._has_drawn:
             if self.guard is not None:
@@ -147,20 +132,8 @@ class ContrastiveObjective(BaseLoss):
             ConfigurationError: If it gave no tensor, or one of another dtype or device.
             NumericalError: If it gave states that are not finite.
         """
-        with evaluation_mode(self.energy):
-            final: Any = self.sampler.sample_chain(start, self.k_steps, **options)
-        final = check_states_like(
-            final,
-            start,
-            len(start),
-            origin=f"sample_chain of {type(self.sampler).__name__}",
-            remedy="return the last states of the chains alone, one for each start (result.final "
-            "of a result object), on their device and of their dtype",
-        )
-        # What was made under inference_mode cannot take part in the backward pass.
-        final = final.clone() if final.is_inference() else final.detach()
         return check_finite_states(
-            final,
+            self.run_sampler(start, self.k_steps, **options),
             origin=f"from {type(self.sampler).__name__}",
             remedy="lower the sampler's step size or the learning rate, use a sampler with an "
             "accept step, and check that the data are finite",
@@ -189,9 +162,7 @@ class ContrastiveObjective(BaseLoss):
         """What `compute` does with data that have been checked and jittered."""
         self._has_drawn = negatives is None
         negatives = self.draw_negatives(x) if negatives is None else _check_negatives(negatives, x)
-        # As in `advance`, for those of the caller.
-        negatives = negatives.clone() if negatives.is_inference() else negatives.detach()
-        self.negatives = negatives
+        self.negatives = negatives = constants(negatives)
         data_energy = floating_energies(self.energy, x)
         negative_energy = floating_energies(self.energy, negatives)
         data_mean, negative_mean = data_energy.mean(), self.mean_over_negatives(negative_energy)
@@ -211,23 +182,9 @@ class ContrastiveObjective(BaseLoss):
             metrics["acceptance_rate"] = torch.as_tensor(rate).mean()
         return loss, metrics
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The sampler's state and the name of its class, as part of ``state_dict``."""
-        return sampler_state(self.sampler)
-
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the sampler's state.
-
-        Raises:
-            ConfigurationError: If the state of a sampler of another class was saved, or this one
-                cannot take any. Nothing of the objective has been loaded then.
-        """
-        restore_sampler(self.sampler, state)
-
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        check_sampler_state(self.sampler, state_dict.get(f"{prefix}_extra_state", {}))
         if self.guard is None:  # what a guard has seen is of no use then
             state_dict.pop(f"{prefix}guard._extra_state", None)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
@@ -296,10 +253,10 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
             buffer_size)``.
         leave_out_stuck: Leave out of the loss the negatives that no transition of the call has
             moved. A chain that is stuck in a steep place is raised at each visit, which makes the
-            place steeper; most runs that blow up in spite of an accept step do so by this. For
-            samplers on continuous states with an accept step and several transitions a call:
-            chains that are in equilibrium must hardly ever reject all of them, or the loss is
-            biased. A call in which none moves raises.
+            place steeper; by this a run can blow up in spite of an accept step. For samplers on
+            continuous states with an accept step and several transitions a call: chains that are in
+            equilibrium must hardly ever reject all of them, or the loss is biased. A call in which
+            none moves raises.
         initializer: Makes the states that chains begin from, called like ``torch.randn``; None for
             N(0, I), or uniform states where the energy's support is finite.
         regularizers: As in `ContrastiveObjective`.

@@ -10,6 +10,7 @@ What is watched are the metrics that the objective has anyhow; all of them are r
 device in one transfer a call.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -123,7 +124,7 @@ class RunawayGuard(nn.Module):
 
     def _check_finite(self, found: Mapping[str, float]) -> None:
         for name, value in found.items():
-            if value - value != 0.0:
+            if not math.isfinite(value):
                 raise NumericalError(
                     f"{name.replace('_', ' ')} of the contrastive run is {value}",
                     "a finite number",

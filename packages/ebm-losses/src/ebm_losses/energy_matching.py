@@ -6,13 +6,11 @@ a Boltzmann density.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ebm_core import (
-    BaseLoss,
     EnergyFunction,
     EnergyLike,
     Sampler,
@@ -21,17 +19,12 @@ from ebm_core import (
 )
 from ebm_core.energy import check_energies
 from ebm_core.validation import check_integer, check_number, check_positive
-from ebm_losses._checks import check_batch, check_finite_states, check_floating, check_states_like
+from ebm_losses._checks import check_batch, check_finite_states, check_floating
 from ebm_losses._coupling import import_pot, optimal_pairs
-from ebm_losses._sampler_state import (
-    check_sampler,
-    check_sampler_state,
-    restore_sampler,
-    sampler_state,
-)
+from ebm_losses._sampler_loss import SamplerLoss
 
 
-class EnergyMatching(BaseLoss):
+class EnergyMatching(SamplerLoss):
     """Energy matching (Balcerak et al. 2025, arXiv:2504.10612).
 
     The first ``warm_up`` training calls are the paper's Algorithm 1, flow alone,
@@ -51,9 +44,8 @@ class EnergyMatching(BaseLoss):
     The learned density is exp(-E/ε_max), not exp(-E): `equilibrium` is the energy that belongs to
     it. It is the data's as far as the contrastive term outweighs the flow, which goes on pulling,
     and as far as chains travel: the relative weight of modes that they do not cross between is set
-    by the flow, whatever the data's. Samples come from the same chains, started from noise, which
-    reach the modes in the right proportion. Bring data to about unit scale first, as noise has unit
-    variance.
+    by the flow, whatever the data's. Samples come from the same chains, started from noise. Bring
+    data to about unit scale first, as noise has unit variance.
 
     Sums run over the event; code that averages the flow term over its elements, as the paper's
     authors do, has a λ smaller by their number.
@@ -106,7 +98,7 @@ class EnergyMatching(BaseLoss):
         step_size: float = 0.01,
         sampler: Sampler | None = None,
     ) -> None:
-        super().__init__(energy)
+        super().__init__(energy, sampler)
         require_continuous(self.energy.support, type(self).__name__)
         self.warm_up = check_integer("warm_up", warm_up)
         self.contrastive_weight = check_number("contrastive_weight", contrastive_weight, at_least=0)
@@ -114,7 +106,6 @@ class EnergyMatching(BaseLoss):
         self.ramp_start = check_number("ramp_start", ramp_start, at_least=0, at_most=1)
         self.n_steps = check_integer("n_steps", n_steps, at_least=1)
         self.step_size = check_positive("step_size", step_size)
-        self.sampler = None if sampler is None else check_sampler(sampler)
         self.negatives: Tensor | None = None
         self.register_buffer("n_calls", torch.zeros((), dtype=torch.int64))
         import_pot(type(self).__name__)
@@ -148,19 +139,11 @@ class EnergyMatching(BaseLoss):
         """
         n_from_data = len(x) // 2
         start = torch.cat([x[:n_from_data], torch.randn_like(x[n_from_data:])]).detach()
-        with evaluation_mode(self.energy):
-            if self.sampler is None:
+        if self.sampler is None:
+            with evaluation_mode(self.energy):
                 final = self._langevin(start, n_from_data)
-            else:
-                final = check_states_like(
-                    self.sampler.sample_chain(start, self.n_steps),
-                    start,
-                    len(start),
-                    origin=f"sample_chain of {type(self.sampler).__name__}",
-                    remedy="return the last states of the chains alone, one for each start",
-                )
-                # What was made under inference_mode cannot take part in the backward pass.
-                final = final.clone() if final.is_inference() else final.detach()
+        else:
+            final = self.run_sampler(start, self.n_steps)
         return check_finite_states(
             final,
             origin=f"of {type(self).__name__}",
@@ -194,25 +177,6 @@ class EnergyMatching(BaseLoss):
         if torch.is_grad_enabled():
             self.n_calls += 1
         return loss, metrics
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The sampler's state and the name of its class, as part of ``state_dict``."""
-        return sampler_state(self.sampler)
-
-    def set_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the sampler's state.
-
-        Raises:
-            ConfigurationError: If the state of a sampler of another class was saved, or this one
-                cannot take any. Nothing of the objective has been loaded then.
-        """
-        restore_sampler(self.sampler, state)
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
-    ) -> None:
-        check_sampler_state(self.sampler, state_dict.get(f"{prefix}_extra_state", {}))
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         """What sets the phases and the chains apart, for ``repr``."""

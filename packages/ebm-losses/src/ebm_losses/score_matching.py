@@ -48,8 +48,7 @@ class ScoreMatching(BaseLoss):
         energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``, on a
             continuous support and twice differentiable with respect to x.
         chunk_size: Elements whose second derivatives are taken in one batched backward pass; None
-            for 64 where events are vectors, else 1 (convolutions are slower in such a batch on a
-            CPU). It changes speed and memory, never the value.
+            for 64 where events are vectors, else 1. It changes speed and memory, never the value.
 
     Attributes:
         metrics: ``energy`` (mean over the data), ``score_rms`` (root mean square of an element of
