@@ -51,7 +51,7 @@ def test_leaves_the_target_invariant(name, engine):
 # What is wrong: a pattern and its replacement in a method of the torch engine; those in the text
 # of kernels, which differ little from one another (and take seconds to compile each).
 UNTESTED = ("transition", r"metropolis\(delta", "metropolis(0 * delta")
-OLD_UNIFORMS = (Noise, "uniforms", r"self\.first_chain, self\.first_step", "self.first_chain, 0")
+OLD_UNIFORMS = (Noise, "uniforms_all", r"self\.first_step \* per_step", "0")
 OLD_NORMALS = (Noise, "normals", r"self\.first_step \* self\.size", "0")
 BROKEN = {
     "MALA without its test": (
