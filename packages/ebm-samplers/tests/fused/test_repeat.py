@@ -81,6 +81,15 @@ def test_calls_are_those_made_the_general_way(make, n, dtype, opened):
         assert rate is None or torch.allclose(rate, same_rate, rtol=1e-5, atol=0)
 
 
+def test_energies_that_are_quicker_than_guessed_get_their_calls_repeated(opened):
+    layers = [torch.nn.Linear(2, 128), torch.nn.SiLU(), torch.nn.Linear(128, 256)]
+    network = torch.nn.Sequential(*layers, torch.nn.SiLU(), torch.nn.Linear(256, 1))
+    energy = as_energy(lambda x: network(x)[:, 0] + x.square().sum(1) / 2, event_shape=2)
+    chains = LangevinDynamics(energy, 0.01, engine="fused")
+    called(chains, states(128), 4, n_steps=20)  # the guess is two legs and more
+    assert len(opened) < 4
+
+
 @pytest.mark.parametrize(
     "kind",
     (

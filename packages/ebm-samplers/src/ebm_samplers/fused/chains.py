@@ -301,6 +301,7 @@ class FusedChains(Chains):
         self.fused.wait()
         seconds = max(time.perf_counter() - started, 1e-6)
         self._pace = series.n * min(4.0, SECONDS / seconds)
+        self.fused.took(self.shape[0] * int(series.leapfrogs(series.n)[0]), seconds)
         return launch
 
     def _is_resolved(self, potential: Array) -> bool:

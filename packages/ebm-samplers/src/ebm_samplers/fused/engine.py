@@ -34,7 +34,7 @@ REAL: dict[torch.dtype, Any] = {
 }
 
 OPERATIONS = 1e9
-"""Scalar operations a second, at least."""
+"""Scalar operations a second, at least: a guess until a launch has been timed."""
 
 TILE_BYTES = 2**18
 """A tile should stay in a core's second-level cache."""
@@ -151,6 +151,7 @@ class FusedEnergy:
         dtype, real, eps: Of states and energies: torch's, NumPy's, and the spacing at 1.
         size: Elements of a state.
         n_operations: Scalar operations of one evaluation.
+        rate: Scalar operations a second, the most that a launch has shown.
         checked: The kernels that agreed with torch on several states, see `lookup`.
     """
 
@@ -164,6 +165,7 @@ class FusedEnergy:
         self.program, self.layout = lower(self.trace)
         self.size = self.program.size
         self.n_operations = self.program.n_operations
+        self.rate = OPERATIONS
         self.kernels: dict[tuple[str, int, bool], Any] = {}
         self.checked: set[tuple[str, int]] = set()
         self.prepare()
@@ -423,7 +425,11 @@ class FusedEnergy:
 
     def seconds(self, n_chains: int) -> float:
         """What a transition takes, guessed: it decides how long the first leg is."""
-        return n_chains * (self.n_operations + 40 * self.size) / OPERATIONS
+        return n_chains * (self.n_operations + 40 * self.size) / self.rate
+
+    def took(self, n_gradients: int, seconds: float) -> None:
+        """Learn from a launch of so many gradients; products are far quicker than the guess."""
+        self.rate = max(self.rate, n_gradients * (self.n_operations + 40 * self.size) / seconds)
 
     def wait(self) -> None:
         """Until what was launched has run: it has."""
