@@ -6,7 +6,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ def train(
         out: File for the averaged parameters.
 
     Returns:
-        Seconds of the loop; the step at which it broke off, and why, if it did.
+        Processor seconds of the loop; the step at which it broke off, and why, if it did.
     """
     batches = torch.load(data, weights_only=True)
     torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def train(
     first, last = LEARNING_RATES
     optimizer = torch.optim.Adam(parameters, lr=first)
     answer: dict[str, Any] = {}
-    begin = perf_counter()
+    begin = process_time()
     for step, batch in enumerate(batches):
         cosine = (1 + math.cos(math.pi * step / len(batches))) / 2
         for group in optimizer.param_groups:
@@ -94,7 +94,7 @@ def train(
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(average, list(network.parameters()), 1 - decay)
-    answer["seconds"] = perf_counter() - begin
+    answer["seconds"] = process_time() - begin
     with torch.no_grad():
         for parameter, value in zip(network.parameters(), average, strict=True):
             parameter.copy_(value)
