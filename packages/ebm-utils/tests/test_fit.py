@@ -256,9 +256,16 @@ def test_divergence_stops_the_run_and_leaves_the_last_good_checkpoint(way, tmp_p
     assert all(torch.isfinite(p).all() for p in loss.parameters())
 
 
-def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path):
-    path, before = tmp_path / "run.pt", signal.getsignal(signal.SIGINT)
-    loss = make_loss()
+@pytest.fixture
+def handler():
+    """Python's own handler of SIGINT, which a run in the background begins without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path, handler):
+    path, loss = tmp_path / "run.pt", make_loss()
 
     def interrupt(step):
         if step == 11:
@@ -267,11 +274,23 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path):
     with pytest.raises(KeyboardInterrupt, match=r"after step 11; .*run.pt") as info:
         run(loss, n_steps=30, evaluate=interrupt, evaluate_every=1, checkpoint=path)
     assert info.value.result.stopped == "interrupted"
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is handler
     result = run(make_loss(), n_steps=30, checkpoint=path, resume=True)
     assert_same_results(result, run(make_loss(), n_steps=30))
 
 
+def test_a_signal_that_is_ignored_stays_so(handler):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def interrupt(step):
+        signal.raise_signal(signal.SIGINT)
+
+    result = fit(likelihood(), run_data(), n_steps=3, evaluate=interrupt, evaluate_every=1)
+    assert (result.step, result.stopped) == (3, "finished")
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("handler")
 def test_a_second_ctrl_c_does_not_wait():
     steps = []
 

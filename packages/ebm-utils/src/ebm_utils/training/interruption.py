@@ -9,7 +9,8 @@ from typing import Any, Self
 class Interruption:
     """Within it, the first SIGINT is noted, and the second does what it did before.
 
-    Only the main thread can do so; in others it does nothing.
+    Only the main thread can do so; in others it does nothing, nor where SIGINT is ignored, as a
+    shell has it ignored by what a script starts in the background.
 
     Attributes:
         asked: Whether a signal has come.
@@ -21,8 +22,9 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.getsignal(signal.SIGINT)
-            if self._before is not None:  # None: the handler is not Python's to put back
+            before = signal.getsignal(signal.SIGINT)
+            if before not in (None, signal.SIG_IGN):  # None: it is not Python's to put back
+                self._before = before
                 signal.signal(signal.SIGINT, self._note)
         return self
 
