@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from shifting import Shift
 from torch import nn
 
 from ebm_core import ConfigurationError, NumericalError, SampleResult, ShapeError, as_energy, spin
@@ -18,18 +19,6 @@ def gaussian(dtype=torch.float64):
 
 def gradients(energy):
     return energy.location.grad, energy.precision.grad
-
-
-class Shift:
-    """A sampler by shape alone: adds `by` for each step."""
-
-    def __init__(self, by=1.0):
-        self.by = by
-        self.calls = []
-
-    def sample_chain(self, x_init, n_steps):
-        self.calls.append((x_init.clone(), n_steps))
-        return x_init + self.by * n_steps
 
 
 class Exact:

@@ -2,23 +2,12 @@
 
 import pytest
 import torch
+from shifting import Shift
 from torch import nn
 
 from ebm_core import ConfigurationError, NumericalError, ShapeError, as_energy, spin
 from ebm_core.testing import QuadraticEnergy
 from ebm_losses import PersistentContrastiveDivergence
-
-
-class Shift:
-    """Adds `by` for each step."""
-
-    def __init__(self, by=1.0):
-        self.by = by
-        self.calls = []
-
-    def sample_chain(self, x_init, n_steps):
-        self.calls.append((x_init.clone(), n_steps))
-        return x_init + self.by * n_steps
 
 
 def test_every_lineage_survives_in_its_own_slot():

@@ -155,6 +155,8 @@ class FusedEnergy:
         checked: The kernels that agreed with torch on several states, see `lookup`.
     """
 
+    rate: float = OPERATIONS
+
     def __init__(self, energy: EnergyFunction, x: Tensor) -> None:
         if not self.runs_on(x.device) or x.dtype not in REAL or x[0].numel() == 0:
             raise CannotFuse(f"states are {x.dtype} on {x.device}, of shape {tuple(x.shape[1:])}")
@@ -165,7 +167,6 @@ class FusedEnergy:
         self.program, self.layout = lower(self.trace)
         self.size = self.program.size
         self.n_operations = self.program.n_operations
-        self.rate = OPERATIONS
         self.kernels: dict[tuple[str, int, bool], Any] = {}
         self.checked: set[tuple[str, int]] = set()
         self.prepare()

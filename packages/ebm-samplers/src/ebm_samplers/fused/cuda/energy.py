@@ -33,6 +33,8 @@ class CudaEnergy(FusedEnergy):
     transposed views.
     """
 
+    rate: float = OPERATIONS
+
     def __init__(self, energy: EnergyFunction, x: Tensor) -> None:
         self.device = x.device
         if x[0].numel() > LARGEST_STATE:
@@ -202,9 +204,9 @@ class CudaEnergy(FusedEnergy):
         )
 
     def seconds(self, n_chains: int) -> float:
-        """What a transition takes, guessed from what devices can do."""
+        """What a transition takes, from what launches have shown or devices can do."""
         operations = self.n_operations + 40 * self.size
-        return max(n_chains * operations / OPERATIONS, operations * OPERATION)
+        return max(n_chains * operations / self.rate, operations * OPERATION)
 
     def wait(self) -> None:
         """Until what was launched on the current stream has run."""
