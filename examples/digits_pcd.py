@@ -1,81 +1,74 @@
 """Learn the density of handwritten digits by persistent contrastive divergence, and sample it.
 
-Chains of 4000 steps beside a floor, held-out images, and ceilings: shuffled pixels, uniform noise.
+    python examples/digits_pcd.py [--seeds 0 1 2] [--quick] [--out digits.png]
+
+Prints how alike chains of 4000 steps are to digits, beside a floor and two ceilings (digits.py).
 """
 
-import argparse
-import os
 import time
-from multiprocessing import get_context
 
 import matplotlib.pyplot as plt
 import torch
-from sklearn.datasets import load_digits
+from digits import NOISE, TRAIN, each_seed, likeness, references
 
 from ebm_losses import PersistentContrastiveDivergence
 from ebm_models import ConvEnergy
-from ebm_samplers import MALA
-from ebm_utils import fit, mmd, plot_images, plot_training
+from ebm_samplers import HamiltonianMonteCarlo
+from ebm_utils import fit, plot_images, plot_training
 
-NOISE = 0.25  # standard deviation of the noise on data, whose pixels are from -1 to 1
 CHAINS = 128
-ORDER = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
-IMAGES = torch.from_numpy(load_digits().images).float().unsqueeze(1)[ORDER] / 8 - 1
-TRAIN, REFERENCE, HELD_OUT = IMAGES.split((1400, 269, CHAINS))
-
-
-def judge(name, x):
-    """A row: distance to the nearest training image, MMD² to others, the nearest ones' classes."""
-    distances, nearest = torch.cdist(x.flatten(1), TRAIN.flatten(1)).min(1)
-    squared = mmd(x, REFERENCE + NOISE * torch.randn_like(REFERENCE), bandwidth=3.0)
-    classes = torch.from_numpy(load_digits().target)[ORDER][nearest].bincount(minlength=10)
-    return f"{name:<26}{distances.mean():8.2f}{squared:10.4f}   {classes.tolist()}"
 
 
 def run(seed, n_steps, n_transitions):
-    """Train; then go on with the chains of training, and begin others from noise."""
+    """Train with all chains moving at each step; then go on with them, and begin others anew."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     energy = ConvEnergy((1, 8, 8), (32, 64), base_scale=1.0)
-    sampler = MALA(energy, step_size=0.005, target_acceptance=0.6)
-    loss_fn = PersistentContrastiveDivergence(energy, sampler, 10, buffer_size=CHAINS, jitter=NOISE)
-    settings = {"learning_rate": 1e-3, "schedule": "cosine", "max_gradient_norm": 10.0}
+    sampler = HamiltonianMonteCarlo(
+        energy, step_size=0.05, n_leapfrog_steps=5, target_acceptance=0.7
+    )
+    loss_fn = PersistentContrastiveDivergence(
+        energy, sampler, k_steps=2, buffer_size=CHAINS, jitter=NOISE
+    )
     began = time.perf_counter()
-    result = fit(loss_fn, TRAIN, n_steps=n_steps, batch_size=CHAINS, ema_decay=0.999, **settings)
+    result = fit(
+        loss_fn,
+        TRAIN,
+        n_steps=n_steps,
+        batch_size=CHAINS,
+        learning_rate=1e-3,
+        schedule="cosine",
+        max_gradient_norm=10.0,
+        ema_decay=0.999,
+    )
     minutes = (time.perf_counter() - began) / 60
-    gaps = [f"{gap.mean():.1f}" for gap in torch.tensor(result.history["energy_gap"]).chunk(5)]
-    line = f"seed {seed}: {minutes:.1f} minutes; energy gap by fifths of it {', '.join(gaps)}"
+
+    # Those of training, and others that begin from noise, on the energy of averaged parameters.
     trained = loss_fn.buffer.states.clone()
-    chains = MALA(result.energy, step_size=sampler.step_size)  # the energy of averaged parameters
+    chains = HamiltonianMonteCarlo(result.energy, sampler.step_size, n_leapfrog_steps=5)
     start = torch.cat((trained, torch.randn(CHAINS, 1, 8, 8)))
-    on, anew = chains.sample_chain(start, n_transitions).split(CHAINS)
-    images = {"chains of training": trained, "4000 steps on": on, "4000 steps from noise": anew}
-    return line, result.history["energy_gap"], images
+    further, anew = chains.sample_chain(start, n_transitions).split(CHAINS)
+    images = {"chains of training": trained, "4000 steps on": further, "4000 from noise": anew}
+    return images, result.history, minutes
+
+
+def main():
+    """All seeds; the figures; a picture of the first."""
+    outcomes, path = each_seed(run, "digits.png")
+    print(likeness(references()))
+    for seed, (images, history, minutes) in outcomes.items():
+        gaps = [f"{gap.mean():.1f}" for gap in torch.tensor(history["energy_gap"]).chunk(5)]
+        print(f"\nseed {seed}, {minutes:.1f} minutes; energy gap by fifths: {' '.join(gaps)}")
+        print(likeness(images))
+
+    images, history, _ = next(iter(outcomes.values()))
+    figure, axes = plt.subplots(1, 5, figsize=(16, 3.4), layout="constrained")
+    shown = {"held out, with noise": references()["held-out images"], **images}
+    for ax, (name, x) in zip(axes, shown.items(), strict=False):
+        plot_images(x[:64], limits=(-1, 1), title=name, ax=ax)
+    plot_training({"energy gap": history["energy_gap"]}, window=30, title="nats", ax=axes[4])
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--quick", action="store_true", help="few steps, to see that it runs")
-    parser.add_argument("--out", default="digits.png", help="the picture")
-    options = parser.parse_args()
-    jobs = [(seed, *((15, 15) if options.quick else (1500, 4000))) for seed in options.seeds]
-    with get_context("spawn").Pool(min(len(jobs), os.cpu_count() or 1)) as pool:
-        outcomes = pool.starmap(run, jobs[:1] if options.quick else jobs, chunksize=1)
-
-    noisy = HELD_OUT + NOISE * torch.randn_like(HELD_OUT)
-    pixels = [pixel[torch.randperm(CHAINS)] for pixel in noisy.flatten(1).T]
-    print("                           nearest      MMD²   classes of the nearest, 0 to 9")
-    print(judge("held-out images", noisy))
-    print(judge("shuffled pixels", torch.stack(pixels, 1).view_as(noisy)))
-    print(judge("uniform noise", torch.rand_like(noisy) * 2 - 1))
-    for line, _, images in outcomes:
-        print(line, *(judge("  " + name, x) for name, x in images.items()), sep="\n")
-
-    figure, axes = plt.subplots(1, 5, figsize=(16, 3.4), layout="constrained")
-    _, gap, images = outcomes[0]
-    images = {"held out, with noise": noisy, **images}
-    for ax, (title, x) in zip(axes, images.items(), strict=False):
-        plot_images(x[:64], limits=(-1, 1), title=title, ax=ax)
-    plot_training({"energy gap": gap}, window=30, ax=axes[4])
-    figure.savefig(options.out, dpi=120)
+    main()
