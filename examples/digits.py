@@ -5,6 +5,7 @@ Run by itself, it prints the figures of a floor, held-out images, and of two cei
 
 import argparse
 import os
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
@@ -53,9 +54,9 @@ def likeness(images):
 
 
 def each_seed(run, out):
-    """What ``run(seed, n_steps, n_transitions)`` gives for each seed, in processes; the picture's path.
+    """By seed, what ``run(seed, n_steps, n_transitions)`` gives, a process each; where to draw.
 
-    ``--seeds 0 1 2 --quick --out picture.png`` are read from the command line.
+    Reads ``--seeds``, ``--quick`` and ``--out`` from the command line.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -63,9 +64,10 @@ def each_seed(run, out):
     parser.add_argument("--out", default=out, help="the picture")
     options = parser.parse_args()
     lengths, seeds = ((15, 15), [0]) if options.quick else ((1500, 4000), options.seeds)
-    with get_context("spawn").Pool(min(len(seeds), os.cpu_count() or 1)) as pool:
-        jobs = [(seed, *lengths) for seed in seeds]
-        return dict(zip(seeds, pool.starmap(run, jobs, chunksize=1), strict=True)), options.out
+    workers = min(len(seeds), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        pending = {seed: pool.submit(run, seed, *lengths) for seed in seeds}
+        return {seed: future.result() for seed, future in pending.items()}, options.out
 
 
 if __name__ == "__main__":

@@ -39,8 +39,7 @@ def run(seed, n_steps, n_transitions):
     torch.manual_seed(seed)
     networks = [ConvNetwork((1, 8, 8), (32, 64), n_outputs=10) for _ in range(2)]
     plain, energy = (ClassifierEnergy(net, 10, (1, 8, 8), base_scale=1.0) for net in networks)
-    kind = {"n_leapfrog_steps": 5}
-    sampler = HamiltonianMonteCarlo(energy, 0.05, **kind, target_acceptance=0.7)
+    sampler = HamiltonianMonteCarlo(energy, 0.05, n_leapfrog_steps=5, target_acceptance=0.7)
     joint = JointEnergyLoss(energy, sampler, k_steps=2, buffer_size=CHAINS, jitter=NOISE)
     data = (TRAIN, LABELS[: len(TRAIN)])
     settings = {"n_steps": n_steps, "schedule": "cosine", "max_gradient_norm": 10.0}
@@ -49,15 +48,40 @@ def run(seed, n_steps, n_transitions):
     result = fit(joint, data, ema_decay=0.999, **settings)
     minutes = (time.perf_counter() - began) / 60
 
-    learned = result.energy
+    learned = result.energy  # has the average of the parameters
     rows = {
-        "cross-entropy": classify(plain, lambda x: -plain.logits(x).softmax(1).amax(1)),
-        "joint": classify(learned, learned),
+        "  cross-entropy alone": classify(plain, lambda x: -plain.logits(x).softmax(1).amax(1)),
+        "  joint": classify(learned, learned),
     }
-    start = torch.cat((joint.buffer.states, torch.randn(CHAINS, 1, 8, 8)))
-    chains = HamiltonianMonteCarlo(learned, sampler.step_size, **kind)
+    trained = joint.buffer.states.clone()
+    start = torch.cat((trained, torch.randn(CHAINS, 1, 8, 8)))
+    chains = HamiltonianMonteCarlo(learned, sampler.step_size, n_leapfrog_steps=5)
     further, anew = chains.sample_chain(start, n_transitions).split(CHAINS)
-    gaps = [f"{gap.mean():.1f}" for gap in torch.tensor(result.history["energy_gap"]).chunk(5)]
-    summary = f"{minutes:.1f} minutes; energy gap by fifths: {' '.join(gaps)}"
-    energies = {"digits": learned(TEST), "upside down": learned(TEST.flip(-2))}
-    return summary, rows, {"4000 steps on": further, "4000 from noise": anew}, energies
+    images = {"chains of training": trained, "4000 steps on": further, "4000 from noise": anew}
+    with torch.no_grad():
+        energies = {"digits": learned(TEST), "upside down": learned(TEST.flip(-2))}
+    return rows, images, energies, result.history, minutes
+
+
+def main():
+    """All seeds; the figures; a picture of the first."""
+    outcomes, path = each_seed(run, "classifier.png")
+    print(likeness(references()))
+    for seed, (rows, images, _, history, minutes) in outcomes.items():
+        gaps = [f"{gap.mean():.1f}" for gap in torch.tensor(history["energy_gap"]).chunk(5)]
+        print(f"\nseed {seed}, {minutes:.1f} minutes; energy gap by fifths: {' '.join(gaps)}")
+        print(f"{'':<22} accuracy      ECE     nats  up-down left-right")
+        print(*(f"{name:<22}{row}" for name, row in rows.items()), likeness(images), sep="\n")
+
+    _, images, energies, *_ = next(iter(outcomes.values()))
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    plot_images(images["chains of training"][:64], limits=(-1, 1), title="chains", ax=axes[0])
+    plot_images(images["4000 from noise"][:64], limits=(-1, 1), title="4000 from noise", ax=axes[1])
+    axes[2].hist(list(energies.values()), bins=40, label=list(energies))
+    axes[2].set(title="Energies of held-out images", xlabel="nats")
+    axes[2].legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
