@@ -29,12 +29,8 @@ def references(n=128):
     """Held-out images; the same with pixels shuffled among images; uniform noise."""
     held_out = noisy(TEST[:n])
     shuffled = torch.stack([pixel[torch.randperm(n)] for pixel in held_out.flatten(1).T], 1)
-    noise = 2 * torch.rand(n, 1, 8, 8) - 1
-    return {
-        "held-out images": held_out,
-        "shuffled pixels": shuffled.view(n, 1, 8, 8),
-        "uniform noise": noise,
-    }
+    shuffled, uniform = shuffled.view_as(held_out), 2 * torch.rand_like(held_out) - 1
+    return {"held-out images": held_out, "shuffled pixels": shuffled, "uniform noise": uniform}
 
 
 def likeness(images):
@@ -51,6 +47,12 @@ def likeness(images):
         classes = LABELS[nearest].bincount(minlength=10).tolist()
         rows.append(f"{name:<28}{distances.mean():7.2f} {far:8.4f}   {classes}")
     return "\n".join(rows)
+
+
+def course(history):
+    """The mean energy gap of training, in nats, by fifths of its steps."""
+    gaps = torch.tensor(history["energy_gap"]).chunk(5)
+    return "energy gap " + " ".join(f"{gap.mean():.1f}" for gap in gaps)
 
 
 def each_seed(run, out):

@@ -10,15 +10,14 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from digits import LABELS, NOISE, TEST, TRAIN, each_seed, likeness, noisy, references
+from digits import LABELS, NOISE, TEST, TRAIN, course, each_seed, likeness, noisy, references
+from digits_pcd import CHAINS, go_on
 from torch.nn.functional import cross_entropy
 
 from ebm_losses import JointEnergyLoss
 from ebm_models import ClassifierEnergy, ConvNetwork
 from ebm_samplers import HamiltonianMonteCarlo
 from ebm_utils import auroc, expected_calibration_error, fit, plot_images
-
-CHAINS = 128
 
 
 def classify(energy, score):
@@ -53,11 +52,7 @@ def run(seed, n_steps, n_transitions):
         "  cross-entropy alone": classify(plain, lambda x: -plain.logits(x).softmax(1).amax(1)),
         "  joint": classify(learned, learned),
     }
-    trained = joint.buffer.states.clone()
-    start = torch.cat((trained, torch.randn(CHAINS, 1, 8, 8)))
-    chains = HamiltonianMonteCarlo(learned, sampler.step_size, n_leapfrog_steps=5)
-    further, anew = chains.sample_chain(start, n_transitions).split(CHAINS)
-    images = {"chains of training": trained, "4000 steps on": further, "4000 from noise": anew}
+    images = go_on(learned, sampler, joint.buffer, n_transitions)
     with torch.no_grad():
         energies = {"digits": learned(TEST), "upside down": learned(TEST.flip(-2))}
     return rows, images, energies, result.history, minutes
@@ -68,8 +63,7 @@ def main():
     outcomes, path = each_seed(run, "classifier.png")
     print(likeness(references()))
     for seed, (rows, images, _, history, minutes) in outcomes.items():
-        gaps = [f"{gap.mean():.1f}" for gap in torch.tensor(history["energy_gap"]).chunk(5)]
-        print(f"\nseed {seed}, {minutes:.1f} minutes; energy gap by fifths: {' '.join(gaps)}")
+        print(f"\nseed {seed}: {minutes:.1f} minutes; {course(history)}")
         print(f"{'':<22} accuracy      ECE     nats  up-down left-right")
         print(*(f"{name:<22}{row}" for name, row in rows.items()), likeness(images), sep="\n")
 

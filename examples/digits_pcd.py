@@ -9,7 +9,7 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-from digits import NOISE, TRAIN, each_seed, likeness, references
+from digits import NOISE, TRAIN, course, each_seed, likeness, references
 
 from ebm_losses import PersistentContrastiveDivergence
 from ebm_models import ConvEnergy
@@ -42,14 +42,15 @@ def run(seed, n_steps, n_transitions):
         ema_decay=0.999,
     )
     minutes = (time.perf_counter() - began) / 60
+    return go_on(result.energy, sampler, loss_fn.buffer, n_transitions), result.history, minutes
 
-    # Those of training, and others that begin from noise, on the energy of averaged parameters.
-    trained = loss_fn.buffer.states.clone()
-    chains = HamiltonianMonteCarlo(result.energy, sampler.step_size, n_leapfrog_steps=5)
-    start = torch.cat((trained, torch.randn(CHAINS, 1, 8, 8)))
+
+def go_on(energy, sampler, buffer, n_transitions):
+    """Images of the chains of training, before and after more steps, and of chains from noise."""
+    chains = HamiltonianMonteCarlo(energy, sampler.step_size, n_leapfrog_steps=5)
+    start = torch.cat((buffer.states, torch.randn(CHAINS, 1, 8, 8)))
     further, anew = chains.sample_chain(start, n_transitions).split(CHAINS)
-    images = {"chains of training": trained, "4000 steps on": further, "4000 from noise": anew}
-    return images, result.history, minutes
+    return {"chains of training": buffer.states, "4000 steps on": further, "4000 from noise": anew}
 
 
 def main():
@@ -57,8 +58,7 @@ def main():
     outcomes, path = each_seed(run, "digits.png")
     print(likeness(references()))
     for seed, (images, history, minutes) in outcomes.items():
-        gaps = [f"{gap.mean():.1f}" for gap in torch.tensor(history["energy_gap"]).chunk(5)]
-        print(f"\nseed {seed}, {minutes:.1f} minutes; energy gap by fifths: {' '.join(gaps)}")
+        print(f"\nseed {seed}: {minutes:.1f} minutes; {course(history)}")
         print(likeness(images))
 
     images, history, _ = next(iter(outcomes.values()))
