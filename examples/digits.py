@@ -65,7 +65,7 @@ def each_seed(run, out):
     parser.add_argument("--quick", action="store_true", help="one seed, few steps")
     parser.add_argument("--out", default=out, help="the picture")
     options = parser.parse_args()
-    lengths, seeds = ((15, 15), [0]) if options.quick else ((1500, 4000), options.seeds)
+    lengths, seeds = ((15, 15), [0]) if options.quick else ((1200, 4000), options.seeds)
     workers = min(len(seeds), os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         pending = {seed: pool.submit(run, seed, *lengths) for seed in seeds}

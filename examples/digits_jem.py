@@ -26,17 +26,16 @@ def classify(energy, score):
     with torch.no_grad():
         logits = energy.logits(TEST)
         flips = [auroc(score(TEST.flip(axis)), score(TEST)) for axis in (-2, -1)]
-    right = (logits.argmax(1) == targets).float().mean()
-    ece = expected_calibration_error(logits.softmax(1), targets)
-    figures = (right, ece, cross_entropy(logits, targets), *flips)
-    return "".join(f"{float(figure):9.3f}" for figure in figures)
+    right, p = (logits.argmax(1) == targets).float().mean(), logits.softmax(1)
+    figures = (right, expected_calibration_error(p, targets), cross_entropy(logits, targets))
+    return "".join(f"{float(figure):9.3f}" for figure in (*figures, *flips))
 
 
 def run(seed, n_steps, n_transitions):
     """Train by cross-entropy alone, then jointly; go on with the latter's chains, and others."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    networks = [ConvNetwork((1, 8, 8), (32, 64), n_outputs=10) for _ in range(2)]
+    networks = [ConvNetwork((1, 8, 8), (32, 64, 64), n_outputs=10) for _ in range(2)]
     plain, energy = (ClassifierEnergy(net, 10, (1, 8, 8), base_scale=1.0) for net in networks)
     sampler = HamiltonianMonteCarlo(energy, 0.05, n_leapfrog_steps=5, target_acceptance=0.7)
     joint = JointEnergyLoss(energy, sampler, k_steps=2, buffer_size=CHAINS, jitter=NOISE)
@@ -52,9 +51,8 @@ def run(seed, n_steps, n_transitions):
         "  cross-entropy alone": classify(plain, lambda x: -plain.logits(x).softmax(1).amax(1)),
         "  joint": classify(learned, learned),
     }
-    images = go_on(learned, sampler, joint.buffer, n_transitions)
-    with torch.no_grad():
-        energies = {"digits": learned(TEST), "upside down": learned(TEST.flip(-2))}
+    images = go_on(learned, joint.buffer, n_transitions)
+    energies = {"digits": learned(TEST).detach(), "upside down": learned(TEST.flip(-2)).detach()}
     return rows, images, energies, result.history, minutes
 
 

@@ -13,7 +13,7 @@ from digits import NOISE, TRAIN, course, each_seed, likeness, references
 
 from ebm_losses import PersistentContrastiveDivergence
 from ebm_models import ConvEnergy
-from ebm_samplers import HamiltonianMonteCarlo
+from ebm_samplers import MALA, HamiltonianMonteCarlo
 from ebm_utils import fit, plot_images, plot_training
 
 CHAINS = 128
@@ -23,7 +23,7 @@ def run(seed, n_steps, n_transitions):
     """Train with all chains moving at each step; then go on with them, and begin others anew."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    energy = ConvEnergy((1, 8, 8), (32, 64), base_scale=1.0)
+    energy = ConvEnergy((1, 8, 8), (32, 64, 64), base_scale=1.0)
     sampler = HamiltonianMonteCarlo(
         energy, step_size=0.05, n_leapfrog_steps=5, target_acceptance=0.7
     )
@@ -42,12 +42,12 @@ def run(seed, n_steps, n_transitions):
         ema_decay=0.999,
     )
     minutes = (time.perf_counter() - began) / 60
-    return go_on(result.energy, sampler, loss_fn.buffer, n_transitions), result.history, minutes
+    return go_on(result.energy, loss_fn.buffer, n_transitions), result.history, minutes
 
 
-def go_on(energy, sampler, buffer, n_transitions):
+def go_on(energy, buffer, n_transitions):
     """Images of the chains of training, before and after more steps, and of chains from noise."""
-    chains = HamiltonianMonteCarlo(energy, sampler.step_size, n_leapfrog_steps=5)
+    chains = MALA(energy, step_size=0.02)
     start = torch.cat((buffer.states, torch.randn(CHAINS, 1, 8, 8)))
     further, anew = chains.sample_chain(start, n_transitions).split(CHAINS)
     return {"chains of training": buffer.states, "4000 steps on": further, "4000 from noise": anew}
