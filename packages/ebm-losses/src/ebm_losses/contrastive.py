@@ -237,7 +237,8 @@ class PersistentContrastiveDivergence(ContrastiveObjective):
     negatives, or one that raises, leaves them where they were.
 
     For densities: a sampler with an accept step, a buffer about as large as the batch, so that all
-    chains move at each call, and no chain begun anew. Chains that begin anew keep samples diverse,
+    chains move at each call, and no chain begun anew; ``leave_out_stuck=True`` where the density
+    has sharp edges, at which single chains get stuck. Chains that begin anew keep samples diverse,
     but are high above the data's energies for many calls, the more so the longer they wait in a
     large buffer, and can drive the run apart.
 
