@@ -28,7 +28,7 @@ def metrics(**values):
         ([-22.0, -89.0], 1, True),  # one element counts as two
         ([5000.0, 2000.0, 500.0, 25.0, 1.0], 2, False),  # falls
         ([5000.0, 400.0, 1600.0], 2, True),  # falls, then grows
-        ([22.0, 15.0, 85.0], 2, False),  # began below the limit again
+        ([22.0, 15.0, 89.0], 2, False),  # began below the limit again
         ([1100.0, 7800.0], 784, False),  # as large as the event allows
         ([8000.0, 40_000.0], 784, True),
     ),
