@@ -37,7 +37,8 @@ def write_pages(found: Results, docs: Path) -> None:
 
 def sections(found: Results) -> Iterator[str]:
     """The page's measured part, piece by piece."""
-    yield f"{where(found)} Cells trained at once: {found['jobs']}, each on one core.{_others(found)}"
+    at_once = f"Cells trained at once: {found['jobs']}, each on one core."
+    yield f"{where(found)} {at_once}{_others(found)}"
     yield "### Exact divergence: wanted and measured"
     yield _aims(found)
     for dataset in DATASETS:
