@@ -5,7 +5,11 @@ density that differs from the target by O(h); the test of `MALA` removes the dif
 (Roberts & Tweedie 1996).
 """
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ebm_core.energy import EnergyLike
 from ebm_samplers.acceptance import metropolis
@@ -13,6 +17,8 @@ from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule, Setting
 from ebm_samplers.states import Context, State, Statistics, not_finite, per_chain
 from ebm_samplers.streams import Stream
+
+Array = NDArray[Any]
 
 
 class LangevinDynamics(MarkovSampler):
@@ -57,6 +63,12 @@ class LangevinDynamics(MarkovSampler):
     @noise_scale.setter
     def noise_scale(self, noise_scale: float | Schedule) -> None:
         self.settings["noise_scale"] = Setting("noise_scale", noise_scale, zero=True)
+
+    def kernel_final_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array:
+        """The last step needs no gradient at its end."""
+        lengths = np.ones(n, np.int64)
+        lengths[-1:] = 0
+        return lengths
 
     def transition(self, state: State, context: Context) -> tuple[State, Statistics]:
         """One Euler–Maruyama step."""

@@ -242,6 +242,13 @@ class MarkovSampler(BaseSampler):
         """
         return 1
 
+    def kernel_final_lengths(self, n: int, uniforms: Callable[[int, int], Array]) -> Array | int:
+        """`kernel_lengths` of a run of which nothing is wanted but the positions at its end.
+
+        A 0 leaves out the energy and gradient that a transition ends with.
+        """
+        return self.kernel_lengths(n, uniforms)
+
     @property
     def kernel_gradients(self) -> int:
         """Gradients of a transition at most, where that matters: a first launch is cut by it."""

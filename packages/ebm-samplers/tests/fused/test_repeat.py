@@ -55,6 +55,22 @@ def called(chains, x, n_calls, forget=False, n_steps=3):
     return seen
 
 
+@pytest.mark.parametrize("n_steps", (1, 2, 7))
+@pytest.mark.parametrize("make", MAKERS[:2], ids=IDS[:2])
+def test_positions_do_not_need_the_energy_at_their_end(make, n_steps):
+    """A network's last gradient is left out where nobody asks for it, and no other one."""
+    torch.manual_seed(4)
+    network = torch.nn.Sequential(torch.nn.Linear(2, 70), torch.nn.SiLU(), torch.nn.Linear(70, 1))
+    chains = make(as_energy(lambda x: network(x).squeeze(1) + x.square().sum(1), network))
+    chains.engine = "fused"
+    torch.manual_seed(0)
+    x = chains.sample_chain(states(), n_steps)
+    y = chains.sample_chain(x, n_steps)
+    torch.manual_seed(0)
+    whole = chains.sample(states(), n_steps=2 * n_steps, seed=chains.state_dict()["key"])
+    torch.testing.assert_close(y, whole.final, atol=1e-6, rtol=1e-5)
+
+
 @pytest.fixture
 def opened(monkeypatch):
     """How many calls were made the general way."""

@@ -105,6 +105,9 @@ class FusedChains(Chains):
             series = first[0]
             if not series.n and series.failure is not None:
                 raise series.failure
+            if series.n == ahead:  # all of a call that wants final states alone
+                lengths = sampler.kernel_final_lengths(series.n, self._shared_uniforms)
+                series.values["lengths"] = lengths
             launch = self._launched(series, series.n, x=x)
             self._ahead = self._only = series, launch
             return launch.run

@@ -137,7 +137,7 @@ class Repeat:
             states = plain(fused.flat(x), fused.real)
             given["source"] = address(states)
         given["key"], given["first_step"] = self.key, self.counter
-        lengths = sampler.kernel_lengths(self.n_steps, self._uniforms)
+        lengths = sampler.kernel_final_lengths(self.n_steps, self._uniforms)
         self.lengths, given["lengths"] = column(lengths, np.int64)
         given["length_stride"] = len(self.lengths) > 1
         n = self.n_compared

@@ -3,7 +3,8 @@
 """Unadjusted Langevin; see `ebm_samplers.langevin.LangevinDynamics` for the step in torch.
 
 As in torch, each step ends with energy and gradient of the new state, so that no state that is not
-finite goes unseen. Energy and gradient share almost all of their work.
+finite goes unseen. Energy and gradient share almost all of their work. A step of length 0 ends with
+the new state alone, where a network makes that worth a branch: the last of a `sample_chain`.
 """
 
 import numpy as np
@@ -28,7 +29,11 @@ def transition(
         for lane in range(L):
             moved = w[(X + i) * L + lane] + s * z[at + lane]
             w[(X + i) * L + lane] = moved - (h * w[BETA * L + lane]) * w[(G + i) * L + lane]
-    energy_and_gradient(w, p)
+    if LOOPED:
+        if length > 0:
+            energy_and_gradient(w, p)
+    else:
+        energy_and_gradient(w, p)
     for lane in range(L):
         w[TOTAL * L + lane] = w[E * L + lane]
     for i in range(D):
