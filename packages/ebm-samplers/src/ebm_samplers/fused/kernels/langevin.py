@@ -4,7 +4,8 @@
 
 As in torch, each step ends with energy and gradient of the new state, so that no state that is not
 finite goes unseen. Energy and gradient share almost all of their work. A step of length 0 ends with
-the new state alone, where a network makes that worth a branch: the last of a `sample_chain`.
+the new state alone, where a network makes that worth a branch: the last of a `sample_chain` on a
+CPU. (On a GPU the branch takes registers.)
 """
 
 import numpy as np
@@ -15,6 +16,7 @@ from ebm_samplers.fused.kernels.tile import *
 
 CURRENT = X
 LONG_REGISTERS = 1 if OPERATIONS > MANY_OPERATIONS else 0
+SPARES = LOOPED * (1 - COALESCED)
 NORMALS, ADJUSTED = NOISE, 0
 END = FREE
 
@@ -29,7 +31,7 @@ def transition(
         for lane in range(L):
             moved = w[(X + i) * L + lane] + s * z[at + lane]
             w[(X + i) * L + lane] = moved - (h * w[BETA * L + lane]) * w[(G + i) * L + lane]
-    if LOOPED:
+    if SPARES:
         if length > 0:
             energy_and_gradient(w, p)
     else:
