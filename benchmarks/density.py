@@ -173,8 +173,8 @@ class Densities(Benchmark):
                 self.found.setdefault("versions", {})[cell.side] = versions
             network = Network()
             network.load_state_dict(torch.load(out, weights_only=True))
-        date = machine()["date"]
-        return {**answer, **judged(network, DATA[cell.dataset]), "steps": steps, "date": date}
+        here = {name: machine()[name] for name in ("processor", "date")}
+        return {**answer, **judged(network, DATA[cell.dataset]), "steps": steps, **here}
 
 
 def judged(network: Network, law: DensityDataset) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The tables of exact divergences in docs/benchmarks.md."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -36,7 +37,8 @@ def write_pages(found: Results, docs: Path) -> None:
 
 def sections(found: Results) -> Iterator[str]:
     """The page's measured part, piece by piece."""
-    yield f"{where(found)} Cells trained at once: {found['jobs']}, each on one core."
+    at_once = f"Cells trained at once: {found['jobs']}, each on one core."
+    yield f"{where(found)} {at_once}{_others(found)}"
     yield "### Exact divergence: wanted and measured"
     yield _aims(found)
     for dataset in DATASETS:
@@ -49,6 +51,19 @@ def sections(found: Results) -> Iterator[str]:
             )
             yield _table(found["cells"][dataset])
     yield _remarks(found)
+
+
+def _others(found: Results) -> str:
+    """How many cells were trained on other processors, and on which: their seconds differ."""
+    processors = Counter(
+        entry["processor"]
+        for cells in found["cells"].values()
+        for entries in cells.values()
+        for entry in entries.values()
+        if "processor" in entry
+    )
+    del processors[found["machine"]["processor"]]
+    return "".join(f" {count} of the cells on {name}." for name, count in processors.items())
 
 
 def runs(cells: Results, objective: str, side: str) -> tuple[str, list[float], float] | None:

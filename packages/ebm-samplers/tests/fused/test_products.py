@@ -3,10 +3,13 @@ import pytest
 from interpreter import plain_product
 from machine import machine
 
+REGISTERS = ((32, 64), (16, 32), (16, 16), (32, 16))  # AVX-512, AVX, SSE2, NEON
+
 
 @pytest.mark.parametrize("dtype", (np.float32, np.float64))
 @pytest.mark.parametrize("lanes", (1, 2, 16, 64))
-def test_products_of_all_sizes(lanes, dtype):
+@pytest.mark.parametrize("registers", REGISTERS)
+def test_products_of_all_sizes(registers, lanes, dtype):
     generator = np.random.default_rng(0)
     for k, n in ((2, 1), (7, 37), (5, 100), (3, 410)):
         product = machine(
@@ -16,8 +19,9 @@ def test_products_of_all_sizes(lanes, dtype):
             """,
             dtype is np.float64,
             f"""
+            from ebm_samplers.fused.processor import Registers
             from ebm_samplers.fused.products import tile_product
-            product = tile_product({k}, {n}, {lanes})
+            product = tile_product({k}, {n}, {lanes}, Registers{registers})
             """,
         )
         w = generator.normal(size=(1 + k + n + 1) * lanes).astype(dtype)

@@ -5,9 +5,11 @@ each, for all the numbers of its register. A mixture, or anything else with expo
 in most steps. While a kernel runs they are 0, as they are in XLA's code.
 """
 
+import functools
 import platform
-from typing import Any
+from typing import Any, NamedTuple
 
+import llvmlite.binding as llvm
 import llvmlite.ir as ir
 
 from ebm_samplers.fused.values import Instruction, Value
@@ -15,6 +17,28 @@ from ebm_samplers.fused.values import Instruction, Value
 FLUSHES = platform.machine().lower() in ("x86_64", "amd64")
 TINY_TO_ZERO = 0x8040
 """Of results, and of what is read; bits of the register MXCSR."""
+
+
+class Registers(NamedTuple):
+    """Those for SIMD: how many, and how many bytes each holds."""
+
+    number: int
+    n_bytes: int
+
+
+@functools.cache
+def registers() -> Registers:
+    """What this processor has.
+
+    Code for longer or for more registers than there are moves its sums to memory and back: a hidden
+    layer of 128 on a processor with AVX2 alone takes twice as long.
+    """
+    if not FLUSHES:
+        return Registers(32, 16)  # of Arm
+    features: Any = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return Registers(32, 64)
+    return Registers(16, 32 if features.get("avx") else 16)
 
 
 @Instruction

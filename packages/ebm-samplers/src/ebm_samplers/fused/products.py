@@ -16,15 +16,16 @@ from typing import Any
 
 import llvmlite.ir as ir
 
+from ebm_samplers.fused.processor import Registers, registers
 from ebm_samplers.fused.values import Instruction, Value, cast
 
-REGISTERS = 24
-"""Vectors of sums at once; the rest of the machine's 32 (or what LLVM makes of 16) hold factors."""
-
-VECTOR_BYTES = 64
+OUTPUTS = 6
+"""Of a block, with many lanes; as many vectors of lanes as let all its sums stay in registers."""
 
 
-def tile_product(n_inner: int, n_outputs: int, lanes: int) -> Instruction:
+def tile_product(
+    n_inner: int, n_outputs: int, lanes: int, simd: Registers | None = None
+) -> Instruction:
     """The function ``product(w, p, out, row, m)``.
 
     It sets rows ``out + j`` of the tile ``w`` to Σ_k row (``row + k``) · ``p[m + k * n_outputs +
@@ -34,12 +35,14 @@ def tile_product(n_inner: int, n_outputs: int, lanes: int) -> Instruction:
         n_inner: Terms of each sum.
         n_outputs: Rows to compute; they must not overlap those that are read.
         lanes: Lanes of the tile, a power of two.
+        simd: Registers to write it for; None for this processor's.
     """
+    simd = simd or registers()
 
     def product(
         builder: ir.IRBuilder, w: Value, p: Value, out: Value, row: Value, m: Value
     ) -> None:
-        writer = _Writer(builder, (w, p, out, row, m), lanes)
+        writer = _Writer(builder, (w, p, out, row, m), lanes, simd)
         if lanes == 1:
             writer.one_lane(n_inner, n_outputs)
         else:
@@ -59,18 +62,22 @@ def _parts(total: int, most: int) -> list[tuple[int, int, int]]:
 class _Writer:
     """Writes the loops of one product."""
 
-    def __init__(self, builder: ir.IRBuilder, arguments: Sequence[Value], lanes: int) -> None:
+    def __init__(
+        self, builder: ir.IRBuilder, arguments: Sequence[Value], lanes: int, simd: Registers
+    ) -> None:
         self.builder, self.lanes = builder, lanes
         self.w, self.p = (pointer.code for pointer in arguments[:2])
         out, row, self.matrix = (cast(builder, a, "int64").code for a in arguments[2:])
         self.scalar = self.w.type.pointee
-        self.width = VECTOR_BYTES // (8 if isinstance(self.scalar, ir.DoubleType) else 4)
+        self.bytes = 8 if isinstance(self.scalar, ir.DoubleType) else 4
+        self.width = simd.n_bytes // self.bytes
+        self.n_sums = simd.number * 3 // 4  # the others hold factors
         self.out, self.row = (self._times(a, lanes) for a in (out, row))
 
     def many_lanes(self, n_inner: int, n_outputs: int) -> None:
         width = min(self.width, self.lanes)
-        across = min(4, self.lanes // width)  # vectors of lanes of a block
-        for start, size, count in _parts(n_outputs, REGISTERS // across):
+        across = min(self.n_sums // OUTPUTS, self.lanes // width)  # vectors of lanes of a block
+        for start, size, count in _parts(n_outputs, self.n_sums // across):
             with self._range(count) as block:
                 first = self._plus(self._times(block, size), start)
                 with self._range(self.lanes // (width * across)) as part:
@@ -108,7 +115,7 @@ class _Writer:
         widths += [1 << bit for bit in reversed(range(left.bit_length())) if left >> bit & 1]
         start = 0
         while widths:
-            block, widths = widths[:REGISTERS], widths[REGISTERS:]
+            block, widths = widths[: self.n_sums], widths[self.n_sums :]
             starts = [start + sum(block[:i]) for i in range(len(block))]
             start += sum(block)
             sums = self._sums(block)
@@ -151,16 +158,12 @@ class _Writer:
         place = self.builder.gep(array, [index])
         if width > 1:
             place = self.builder.bitcast(place, self._kind(width).as_pointer())
-        return self.builder.load(place, align=self._bytes)
+        return self.builder.load(place, align=self.bytes)
 
     def _store(self, total: Any, index: Any) -> None:
         place = self.builder.gep(self.w, [index])
         place = self.builder.bitcast(place, total.type)
-        self.builder.store(self.builder.load(total), place, align=self._bytes)
-
-    @property
-    def _bytes(self) -> int:
-        return VECTOR_BYTES // self.width
+        self.builder.store(self.builder.load(total), place, align=self.bytes)
 
     def _spread(self, number: Any, width: int) -> Any:
         if width == 1:
