@@ -45,7 +45,9 @@ LOSSES: dict[str, Callable[[Network], BaseLoss]] = {
     "score matching": lambda e: ScoreMatching(e),
     "energy discrepancy": lambda e: EnergyDiscrepancy(e),
     "denoising score matching": lambda e: DenoisingScoreMatching(e, noise_scale=DSM_NOISE),
-    "PCD": lambda e: PersistentContrastiveDivergence(e, chains(e), k_steps=10, buffer_size=256),
+    "PCD": lambda e: PersistentContrastiveDivergence(
+        e, chains(e), k_steps=10, buffer_size=256, leave_out_stuck=True
+    ),
     "PT-CD": lambda e: ParallelTemperingContrastiveDivergence(
         e, chains(e), k_steps=2, buffer_size=256
     ),
