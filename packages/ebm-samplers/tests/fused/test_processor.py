@@ -6,7 +6,7 @@ import torch
 from machine import machine
 
 from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, fuse
-from ebm_samplers.fused import compiler
+from ebm_samplers.fused import compiler, processor
 from ebm_samplers.fused.processor import FLUSHES
 
 
@@ -61,3 +61,18 @@ def test_long_registers():
     ):
         source = kind(energy, 0.1, engine="fused").explain(torch.ones(30, 2)).source
         assert ("use_long_registers()" in source) == long
+
+
+@pytest.mark.parametrize(
+    ("features", "want"),
+    (({"avx512f": True, "avx": True}, (32, 64)), ({"avx": True}, (16, 32)), ({}, (16, 16))),
+)
+def test_registers_are_those_of_the_processor(monkeypatch, features, want):
+    monkeypatch.setattr(processor.llvm, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(processor, "FLUSHES", True)
+    assert processor.registers.__wrapped__() == want
+
+
+def test_other_processors_have_the_registers_of_arm(monkeypatch):
+    monkeypatch.setattr(processor, "FLUSHES", False)
+    assert processor.registers.__wrapped__() == (32, 16)

@@ -60,7 +60,7 @@ def called(chains, x, n_calls, forget=False, n_steps=3):
 def test_positions_do_not_need_the_energy_at_their_end(make, n_steps):
     """A network's last gradient is left out where nobody asks for it, and no other one."""
     torch.manual_seed(4)
-    network = torch.nn.Sequential(torch.nn.Linear(2, 70), torch.nn.SiLU(), torch.nn.Linear(70, 1))
+    network = torch.nn.Sequential(torch.nn.Linear(2, 400), torch.nn.SiLU(), torch.nn.Linear(400, 1))
     chains = make(as_energy(lambda x: network(x).squeeze(1) + x.square().sum(1), network))
     chains.engine = "fused"
     torch.manual_seed(0)
@@ -69,6 +69,18 @@ def test_positions_do_not_need_the_energy_at_their_end(make, n_steps):
     torch.manual_seed(0)
     whole = chains.sample(states(), n_steps=2 * n_steps, seed=chains.state_dict()["key"])
     torch.testing.assert_close(y, whole.final, atol=1e-6, rtol=1e-5)
+
+
+def test_langevin_leaves_out_the_last_gradient_of_a_network():
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 400), torch.nn.SiLU(), torch.nn.Linear(400, 1))
+    energy = as_energy(lambda x: layers(x).squeeze(1), layers)
+    chains, x = LangevinDynamics(energy, 0.1, engine="fused"), states()
+    final = chains.sample_chain(x, 1)
+    repeat = chains._last.repeat
+    assert repeat.fused.form == "looped"
+    kept = repeat.fused.tensor(repeat.fused.gradients(repeat.launch.run.state)).view_as(x)
+    torch.testing.assert_close(kept, energy.gradient(x), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(kept, energy.gradient(final), atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture

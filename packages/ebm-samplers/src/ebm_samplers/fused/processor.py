@@ -30,8 +30,7 @@ class Registers(NamedTuple):
 def registers() -> Registers:
     """What this processor has.
 
-    Code for longer or for more registers than there are moves its sums to memory and back: a hidden
-    layer of 128 on a processor with AVX2 alone takes twice as long.
+    Code for longer or for more registers than there are moves its sums to memory and back.
     """
     if not FLUSHES:
         return Registers(32, 16)  # of Arm
