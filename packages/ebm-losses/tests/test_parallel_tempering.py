@@ -452,4 +452,4 @@ def test_dropout_is_off_where_swaps_are_decided_and_on_in_the_loss():
 
     loss_fn = ParallelTemperingContrastiveDivergence(as_energy(energy, network), Still())
     loss_fn(torch.zeros(4, 2))
-    assert training == [False, True, True]  # swaps, data, negatives
+    assert training == [False, True]  # swaps, then data and negatives
