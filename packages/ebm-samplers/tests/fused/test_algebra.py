@@ -61,6 +61,11 @@ ENERGIES = {
         2 * D**2,
         D**2,
     ),
+    "after a turn": (
+        as_energy(lambda x: ((x @ P).view(-1, 3, 4).mT.exp().flatten(1) @ Q).sin().sum(1)),
+        4 * D**2,
+        4 * D**2,
+    ),
     "two vectors": (as_energy(lambda x: (x @ P * (x.cos() @ Q)).sum(1)), 4 * D**2, 4 * D**2),
 }
 

@@ -382,7 +382,7 @@ class _Rewriting:
 
     def _row(self, base: int) -> Ref:
         size = self.analysis.values[base].example.numel()
-        return self._call(aten.view.default, self.value(Ref(base)), [1, size])
+        return self._call(aten.reshape.default, self.value(Ref(base)), [1, size])
 
     def _multiplied(self, base: int, way: Map) -> Ref:
         return self._call(aten.mm.default, self._row(base), self._matrix(way))

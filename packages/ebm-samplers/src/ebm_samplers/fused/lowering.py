@@ -19,6 +19,7 @@ from ebm_samplers.fused.guards import unguarded
 from ebm_samplers.fused.parameters import Parameters
 from ebm_samplers.fused.program import Array, Nest, Program, ravel
 from ebm_samplers.fused.rules import RULES, VIEWS
+from ebm_samplers.fused.slopes import Slopes, key_of
 from ebm_samplers.fused.trace import Call, CannotFuse, Ref, Trace, Value, aten
 
 INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -69,7 +70,12 @@ def lower(trace: Trace) -> tuple[Program, Parameters]:
     multiplications = cost(trace)
     if multiplications > 2 * LARGEST:  # refused before any work: few save so many
         raise CannotFuse(str(too_large(2 * multiplications, 1)))
-    trace = simplified(trace)
+    try:
+        trace = simplified(trace)
+    except CannotFuse:
+        raise
+    except Exception as error:  # torch's, of a form that nobody foresaw
+        raise CannotFuse(f"it cannot be simplified ({type(error).__name__}: {error})") from error
     try:
         program, parameters = Lowering(trace, straight=True).program()
     except TooLarge:
@@ -94,6 +100,8 @@ class Lowering:
         self.n_parameters = 0
         self.done: dict[str, Array] = {}
         self.uses = self._count_uses()
+        self.first_rows: dict[int, int] = {}  # that the lowering of a value may have made
+        self.slopes = Slopes(self)
 
     def program(self) -> tuple[Program, Parameters]:
         """Lower energy and gradient.
@@ -163,14 +171,18 @@ class Lowering:
         value = self.trace.values[number]
         call = value.call
         assert call is not None
-        key = repr((call.function, call.args, call.kwargs, value.part))
+        key = key_of(value)
+        self.first_rows[number] = self.out.n_rows
         if key in self.done:
             self.arrays[number] = self.done[key]
             return
         try:
-            array = RULES[call.function](self, *self._arguments(call), **_settings(call))
+            array = self.slopes.multiplied(number)
+            if array is None:
+                array = RULES[call.function](self, *self._arguments(call), **_settings(call))
             if isinstance(array, tuple):
                 array = array[value.part]
+            array = self.slopes.stored_with(number, array)
         except (CannotFuse, TooLarge):
             raise
         except Exception as error:

@@ -163,6 +163,37 @@ class Program:
         self.assign(base, array)
         return self.rows(base, array.shape, array.boolean)
 
+    def together(self, first: Array, second: Array, base: int) -> tuple[Array, Array]:
+        """Two arrays of one shape in rows, written in one loop, where what they share is done once.
+
+        Args:
+            first: Gets new rows.
+            second: Goes to the rows from ``base`` on, which the first may read.
+            base: See ``second``.
+        """
+        shape = first.shape
+        bases = self.allocate(first.size), base
+        loops, index = self._loops(shape)
+        place = ravel(index, shape)
+        stores = tuple(
+            Store(at + place, array.load(index))
+            for at, array in zip(bases, (first, second), strict=True)
+        )
+        self.nests.append(Nest(loops, stores))
+        return self.rows(bases[0], shape), self.rows(base, shape)
+
+    def rows_under(self, array: Array) -> int | None:
+        """The first of the rows that elements are computed from, each from the next; else None."""
+        _, index = self._loops(array.shape)
+        rows, firsts = (
+            {node.args[0] for node in reachable([array.load(at)]) if node.op == "row"}
+            for at in (index, (0,) * len(array.shape))
+        )
+        if not firsts:
+            return None
+        first: int = firsts.pop()
+        return first if rows == {first + ravel(index, array.shape)} else None
+
     def allocate(self, n: int) -> int:
         """The first of ``n`` new rows."""
         self.n_rows += n

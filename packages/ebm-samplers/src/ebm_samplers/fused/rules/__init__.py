@@ -9,10 +9,12 @@ from ebm_samplers.fused.rules import (
     reductions,
     views,
 )
+from ebm_samplers.fused.rules.activations import SLOPES
 from ebm_samplers.fused.rules.registry import RULES, VIEWS
 
 __all__ = [
     "RULES",
+    "SLOPES",
     "VIEWS",
     "activations",
     "assembly",

@@ -14,6 +14,13 @@ from ebm_samplers.fused.trace import aten
 if TYPE_CHECKING:
     from ebm_samplers.fused.lowering import Lowering
 
+SLOPES = {
+    aten.silu.default: aten.silu_backward.default,
+    aten.gelu.default: aten.gelu_backward.default,
+}
+"""Of functions that share most of their work with their derivative, the operation
+``(gradient, argument)`` that multiplies by it."""
+
 SOFTPLUS_IS_LINEAR = {torch.float32: 17.0, torch.float64: 37.0}
 """Where softplus is its argument to rounding, so that torch's threshold beyond changes nothing."""
 
