@@ -165,8 +165,8 @@ def check_finite_loss(loss: Tensor, *, remedy: str) -> Tensor:
             "a scalar, shape ()",
             "reduce it with .mean()",
         )
-    if not torch.isfinite(loss):
-        raise NumericalError(f"the loss is {loss.item()}", "a finite loss", remedy)
+    if not math.isfinite(value := loss.item()):
+        raise NumericalError(f"the loss is {value}", "a finite loss", remedy)
     return loss
 
 

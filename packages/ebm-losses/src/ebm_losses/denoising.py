@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from ebm_core import (
     BaseLoss,
@@ -21,6 +22,7 @@ from ebm_core import (
 from ebm_core.energy import CallableEnergy
 from ebm_core.validation import check_positive
 from ebm_losses._checks import check_batch, check_floating
+from ebm_losses._metrics import root_mean_square
 
 
 class DenoisingScoreMatching(BaseLoss):
@@ -127,12 +129,11 @@ class DenoisingScoreMatching(BaseLoss):
             energy, scale = self._at(sigma), sigma.reshape(-1, *[1] * (x.ndim - 1))
         energies, gradient = energy.energy_and_gradient(x + scale * noise, create_graph=True)
         tempering = 1.0 if self.reference_scale is None else (self.reference_scale / scale) ** 2
-        residual = noise - scale * tempering * gradient
-        loss = residual.square().sum() / (2 * n_data)
-        with torch.no_grad():
-            rms = gradient.square().mean().sqrt()
-            metrics = {"noisy_energy": energies.mean(), "score_rms": rms}
-        return loss, metrics
+        squares = mse_loss(scale * tempering * gradient, noise, reduction="sum")
+        return squares / (2 * n_data), {
+            "noisy_energy": energies.detach().mean(),
+            "score_rms": root_mean_square(gradient),
+        }
 
     def extra_repr(self) -> str:
         """Noise scales and what the energy stands for, for ``repr``."""

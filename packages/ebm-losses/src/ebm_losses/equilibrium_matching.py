@@ -12,6 +12,7 @@ from torch import Tensor
 from ebm_core import BaseLoss, EnergyLike, require_continuous
 from ebm_core.validation import check_number, check_positive
 from ebm_losses._checks import check_batch, check_floating
+from ebm_losses._metrics import root_mean_square
 
 
 class EquilibriumMatching(BaseLoss):
@@ -86,8 +87,8 @@ class EquilibriumMatching(BaseLoss):
         loss = (gradient - target).square().sum() / n_data
         return loss, {
             "energy": energies.mean(),
-            "gradient_rms": gradient.square().mean().sqrt(),
-            "target_rms": target.square().mean().sqrt(),
+            "gradient_rms": root_mean_square(gradient),
+            "target_rms": root_mean_square(target),
         }
 
     def extra_repr(self) -> str:

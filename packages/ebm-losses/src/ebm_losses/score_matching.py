@@ -26,6 +26,7 @@ from torch import Tensor
 from ebm_core import BaseLoss, ConfigurationError, EnergyLike, require_continuous
 from ebm_core.validation import check_integer
 from ebm_losses._checks import check_batch, check_floating
+from ebm_losses._metrics import root_mean_square
 
 _AT_ONCE = 64  # second derivatives in one batched backward pass
 
@@ -84,14 +85,7 @@ class ScoreMatching(BaseLoss):
         check_batch(self.energy, x)
         check_floating(x, type(self).__name__)
         energies, gradient, forms = _quadratic_forms(self, x, _basis(x), self.chunk_size)
-        laplacian = forms.sum(0)
-        squares = _sum_event(gradient.square(), 1)
-        loss = (0.5 * squares - laplacian).mean()
-        return loss, {
-            "energy": energies.mean(),
-            "score_rms": gradient.square().mean().sqrt(),
-            "laplacian": laplacian.mean(),
-        }
+        return _objective(gradient.square(), forms.sum(0), energies, gradient)
 
     def extra_repr(self) -> str:
         """Chunk size, for ``repr``."""
@@ -161,22 +155,36 @@ class SlicedScoreMatching(BaseLoss):
         check_batch(self.energy, x)
         check_floating(x, type(self).__name__)
         shape = (self.n_projections, *x.shape)
-        directions = 2 * torch.randint(2, shape, device=x.device).to(x.dtype) - 1
+        directions = torch.randint(2, shape, device=x.device, dtype=x.dtype).mul_(2).sub_(1)
         energies, gradient, forms = _quadratic_forms(self, x, directions)
         if self.variance_reduction:
-            squares = _sum_event(gradient.square(), 1)
+            squares = gradient.square()
         else:
-            squares = _sum_event(directions * gradient, 2).square()
-        loss = (0.5 * squares - forms).mean()
-        return loss, {
-            "energy": energies.mean(),
-            "score_rms": gradient.square().mean().sqrt(),
-            "laplacian": forms.mean(),
-        }
+            squares = _sum_event(directions * gradient, 2).square().mean(0)
+        return _objective(squares, forms.mean(0), energies, gradient)
 
     def extra_repr(self) -> str:
         """Projections and variance reduction, for ``repr``."""
         return f"n_projections={self.n_projections}, variance_reduction={self.variance_reduction}"
+
+
+def _objective(
+    squares: Tensor, laplacian: Tensor, energies: Tensor, gradient: Tensor
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """Half the ``squares`` minus ``laplacian``, means over the batch, and the metrics.
+
+    Args:
+        squares: Of the score; what there is beside the batch axis is added up.
+        laplacian: ``(batch,)``.
+        energies: ``(batch,)``.
+        gradient: ``(batch, *event)``.
+    """
+    curvature = laplacian.mean()
+    return squares.sum() / (2 * len(laplacian)) - curvature, {
+        "energy": energies.detach().mean(),
+        "score_rms": root_mean_square(gradient),
+        "laplacian": curvature,
+    }
 
 
 def _sum_event(values: Tensor, n_batch: int) -> Tensor:
@@ -210,12 +218,11 @@ def _quadratic_forms(
         x = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
         directions = directions.clone() if directions.is_inference() else directions
         energies, gradient = loss.energy.energy_and_gradient(x, create_graph=True)
-        forms = torch.cat(
-            [
-                _sum_event(v * _hessian_product(gradient, x, v, keep_graph), 2)
-                for v in torch.split(directions.expand(-1, *x.shape), at_once)
-            ]
-        )
+        parts = [
+            _sum_event(v * _hessian_product(gradient, x, v, keep_graph), 2)
+            for v in torch.split(directions.expand(-1, *x.shape), at_once)
+        ]
+        forms = torch.cat(parts) if len(parts) > 1 else parts[0]
     if not keep_graph:
         energies, gradient = energies.detach(), gradient.detach()
     if not forms.detach().any() and gradient.detach().any():
