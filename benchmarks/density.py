@@ -95,6 +95,7 @@ class Densities(Benchmark):
             self.cores.put(core)
         self.lock = threading.Lock()
         self.workers: set[WorkerProcess] = set()
+        self.stopping = False
 
     def run(self) -> None:
         """Train and judge everything that the options ask for."""
@@ -109,9 +110,10 @@ class Densities(Benchmark):
                 for done in [pool.submit(self.measure, cell) for cell in self.cells()]:
                     done.result()
             except BaseException:  # told to stop: cells that have not begun never will
+                self.stopping = True
                 pool.shutdown(wait=False, cancel_futures=True)
                 for worker in list(self.workers):
-                    worker.stop()
+                    worker.kill()
                 raise
 
     def cells(self) -> list[Cell]:
@@ -139,6 +141,8 @@ class Densities(Benchmark):
             entry = self.trained(cell, core)
         finally:
             self.cores.put(core)
+        if self.stopping:  # a cell that was cut off has no result
+            return
         with self.lock:
             cells = self.found.setdefault("cells", {}).setdefault(cell.dataset, {})
             cells.setdefault(cell.row, {})[str(cell.seed)] = entry

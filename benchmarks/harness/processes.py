@@ -83,6 +83,11 @@ class WorkerProcess:
             raise RivalError(f"{operation}: {answer['error']}")
         return answer
 
+    def kill(self) -> None:
+        """End the process while another thread waits for its answer: `ask` raises there."""
+        if self.process is not None:
+            self.process.kill()
+
     def stop(self) -> None:
         """End the process."""
         if self.process is not None:
