@@ -98,6 +98,21 @@ def test_as_energy_registers_modules():
     assert as_energy(lambda x: net(x).squeeze(1)).state_dict() == {}
 
 
+def test_a_copy_has_modules_of_its_own_or_is_refused():
+    net = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
+    x = torch.ones(3, 2)
+    for energy in (as_energy(net), as_energy(QuadraticEnergy(torch.zeros(2)).forward)):
+        twin, value = copy.deepcopy(energy), energy(x)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.add_(1.0)
+        assert not torch.equal(twin(x), value)
+        assert torch.equal(energy(x), value)
+    with pytest.raises(ConfigurationError, match="subclass of EnergyFunction"):
+        copy.deepcopy(as_energy(lambda x: net(x), net))
+    copy.deepcopy(as_energy(lambda x: x.sum(1)))
+
+
 def test_as_energy_takes_over_what_a_duck_says_of_itself():
     class Duck:
         event_shape = torch.Size([3])

@@ -59,6 +59,19 @@ class Scaled(BaseLoss):
         return self.factor * self.energy(x).mean(), {"size": len(x)}
 
 
+def test_metrics_are_copies():
+    class Reported(BaseLoss):
+        def compute(self, x):
+            loss = self.energy(x).mean()
+            return loss, {"loss": loss}
+
+    reported = Reported(ENERGY)
+    value = reported(torch.ones(3, 2))
+    with torch.no_grad():
+        value.add_(1.0)
+    assert reported.metrics["loss"] == value - 1.0
+
+
 def test_a_loss_checks_its_data_and_its_value():
     loss = Scaled(ENERGY, 2.0)
     assert loss(torch.ones(3, 2)) == 2.0

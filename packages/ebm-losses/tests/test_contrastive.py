@@ -312,8 +312,36 @@ def test_impossible_data_and_negatives_are_refused(x, negatives, error):
         ContrastiveDivergence(energy, Shift())(x, negatives)
 
 
+@pytest.mark.parametrize("make", (ContrastiveDivergence, PersistentContrastiveDivergence))
+def test_an_energy_with_a_number_for_each_state_is_called_twice(make):
+    """As one with labels is, and a function of states and labels."""
+    shift, sizes = torch.tensor([0.0, 1.0, 2.0, 3.0]), []
+
+    def energy(x):
+        sizes.append(len(x))
+        return (x.sum(1) - shift).square()
+
+    loss_fn = make(energy, Shift())
+    x, negatives = torch.randn(4, 2), torch.randn(4, 2)
+    for _ in range(2):
+        loss = loss_fn(x, negatives)
+        torch.testing.assert_close(loss, energy(x).mean() - energy(negatives).mean())
+    assert sizes == [8, *[4] * 8]
+
+
+def test_data_and_negatives_are_evaluated_at_once():
+    sizes = []
+
+    def energy(x):
+        sizes.append(len(x))
+        return x.sum(1)
+
+    ContrastiveDivergence(energy, Shift())(torch.zeros(4, 2), torch.zeros(3, 2))
+    assert sizes == [7]
+
+
 def test_an_energy_that_gives_a_column_is_refused():
-    with pytest.raises(ShapeError, match="one number a state"):
+    with pytest.raises(ShapeError, match=r"for a batch of shape \(4,\); .*one number a state"):
         ContrastiveDivergence(lambda x: x, Shift())(torch.zeros(4, 1))
 
 

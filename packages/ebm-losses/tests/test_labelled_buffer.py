@@ -64,11 +64,12 @@ def test_labels_are_saved_and_chains_restored():
     assert torch.equal(copy.deepcopy(fresh).labels, buffer.labels)
 
 
-def test_labels_of_more_classes_are_refused_and_not_taken():
-    few, labels = LabelledReplayBuffer(50, 2), torch.arange(50) % 2
-    with pytest.raises(RuntimeError, match=r"labels.*up to 3.*n_classes is 2"):
-        few.load_state_dict(made(50, 4).state_dict())
-    assert torch.equal(few.labels, labels)
+@pytest.mark.parametrize("n_classes", (2, 8))
+def test_labels_of_other_classes_are_refused_and_not_taken(n_classes):
+    buffer, labels = LabelledReplayBuffer(50, n_classes), torch.arange(50) % n_classes
+    with pytest.raises(RuntimeError, match=rf"labels.*of 4 classes.*n_classes is {n_classes}"):
+        buffer.load_state_dict(made(50, 4).state_dict())
+    assert torch.equal(buffer.labels, labels)
 
 
 def test_impossible_requests_are_refused():

@@ -164,6 +164,28 @@ def test_metrics():
     assert loss_fn.metrics["accuracy"] > 0.9
 
 
+def test_states_may_be_integers():
+    class Coins:
+        def __call__(self, x):
+            return torch.zeros(len(x))
+
+        def exact_sample(self, n, seed=None):
+            return torch.randint(2, (n, 3))
+
+        def log_normalizer(self):
+            return torch.tensor(3 * math.log(2.0))
+
+    field = torch.zeros(3, requires_grad=True)
+    loss_fn = NoiseContrastiveEstimation(
+        lambda x: x.float() @ field, Coins(), log_normalizer=3 * math.log(2.0)
+    )
+    loss = loss_fn(torch.tensor([[1, 1, 1], [1, 0, 1]]))
+    loss.backward()
+    torch.testing.assert_close(loss, torch.tensor(2 * math.log(2.0)))
+    assert field.grad is not None
+    assert loss_fn.metrics["accuracy"] == 0.5
+
+
 def test_logits_beyond_the_range_of_exp_stay_finite():
     energy = QuadraticEnergy(torch.zeros(1), torch.full((1,), 1e6))
     loss_fn = NoiseContrastiveEstimation(energy, QuadraticEnergy(torch.zeros(1)))

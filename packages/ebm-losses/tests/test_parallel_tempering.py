@@ -343,6 +343,24 @@ def test_ladders_stay_ladders(rates):
         assert ((new <= ladder[gap]) & (new >= ladder[gap + 1])).sum() >= 3
 
 
+def test_a_ladder_moves_if_more_calls_than_asked_for_were_restored():
+    def made(adapt_betas):
+        torch.manual_seed(0)
+        energy = QuadraticEnergy(torch.zeros(2))
+        return ParallelTemperingContrastiveDivergence(
+            energy, ReferenceLangevin(energy), betas=BETAS, adapt_betas=adapt_betas
+        )
+
+    long, short = made(0), made(2)
+    for _ in range(3):
+        long(torch.zeros(4, 2))
+    assert torch.equal(long.betas, short.betas)
+    short.load_state_dict(long.state_dict())
+    short(torch.zeros(4, 2))
+    assert not torch.equal(long.betas, short.betas)
+    assert short.get_extra_state()["n_averaged"] == 0
+
+
 # Refusing
 
 

@@ -149,8 +149,13 @@ def test_finite_supports_begin_uniformly(support, values, dtype):
 
 
 def test_real_supports_begin_normally_and_others_need_an_initializer():
-    assert initializer_on(constraints.real) is torch.randn
-    assert initializer_on(constraints.real_vector) is torch.randn
+    for support in (constraints.real, constraints.real_vector):
+        states = initializer_on(support)((4000, 2), device=torch.device("cpu"), dtype=torch.float64)
+        assert states.dtype == torch.float64
+        assert abs(states.mean()) < 5 / 8000**0.5
+        assert abs(states.square().mean() - 1) < 5 * (2 / 8000) ** 0.5
+        with pytest.raises(ConfigurationError, match=r"int64.*x.float()"):
+            initializer_on(support)((4, 2), device=torch.device("cpu"), dtype=torch.int64)
     with pytest.raises(ConfigurationError, match="initializer"):
         initializer_on(constraints.positive)
 

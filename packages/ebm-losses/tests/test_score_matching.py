@@ -218,6 +218,20 @@ def test_energies_without_second_derivatives_are_refused(make):
     assert smooth[2].weight.grad.abs().sum() > 0
 
 
+def test_curvature_that_vanishes_by_chance_is_not_refused():
+    """Along (1, 1) pairs have none; at 0 tanh has none, and far out softplus."""
+    pair = SlicedScoreMatching(lambda x: 0.5 * (x[:, 0] - x[:, 1]) ** 2)
+    torch.manual_seed(0)
+    values = {round(pair(torch.tensor([[1.0, 0.0]])).item(), 6) for _ in range(20)}
+    assert values == {1.0, -3.0}  # ½ |∇E|² = 1, and vᵀ∇²E v is 0 or 4
+    x = torch.zeros(1, 3)
+    assert SlicedScoreMatching(lambda x: torch.tanh(x).sum(1))(x) == 1.5
+    x = torch.tensor([[25.0, 30.0], [40.0, 22.0]])
+    ScoreMatching(lambda x: nn.functional.softplus(x).sum(1))(x)
+    with torch.no_grad(), pytest.raises(ConfigurationError, match="smooth"):
+        ScoreMatching(lambda x: x.sum(1))(x)
+
+
 def test_impossible_arguments_are_refused():
     energy = QuadraticEnergy(torch.zeros(2))
     for chunk_size in (0, 1.5, True):

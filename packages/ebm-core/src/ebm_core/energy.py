@@ -10,8 +10,10 @@ has one batch axis. An analytic energy may take any number of them; it then says
 event has, by ``event_shape`` (the exact shape) or, where the size is free, by ``event_ndim``.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -238,6 +240,26 @@ class CallableEnergy(EnergyFunction):
         """The callable's value at ``x``: ``(batch, *event) -> (batch,)``."""
         return self.function(x)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CallableEnergy":
+        """A copy with modules of its own.
+
+        Raises:
+            ConfigurationError: If the callable is a function with modules: the copy's function
+                would go on with the modules of the original.
+        """
+        if len(self.registered) and isinstance(self.function, FunctionType):
+            raise ConfigurationError(
+                f"a copy is made of an energy whose function, {self.function.__name__}, uses "
+                f"modules by reference",
+                "an energy that holds its modules, so that a copy has its own",
+                "write a subclass of EnergyFunction with the modules as attributes, or pass the "
+                "module itself",
+            )
+        copied = self.__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
 
 def as_energy(
     f: EnergyLike,
@@ -250,10 +272,9 @@ def as_energy(
     Modules are registered, so that their parameters, ``.to(device)``, ``eval()`` and ``state_dict``
     are the energy's: ``f`` itself if it is a module, the module whose bound method ``f`` is, and
     those named in ``modules``. Tensors and modules that a bare closure uses without being named
-    there are used by
-    reference: their values count, but they cannot be moved, saved, put in eval mode or found by an
-        optimiser
-    through this energy.
+    there are used by reference: their values count, but they cannot be moved, saved, put in eval
+    mode or found by an optimiser through this energy. A function with named modules cannot be
+    copied (``copy.deepcopy``, and what averages models by it).
 
     Args:
         f: ``(batch, *event) -> (batch,)``. Its attributes ``event_shape``, ``event_ndim`` and

@@ -284,8 +284,13 @@ class BaseLoss(nn.Module, ABC):
                 "pass the tensor itself: (x,) = batch for the batches of a TensorDataset",
             )
         self.energy.batch_size(x)
+        if x.is_inference() and not torch.is_inference_mode_enabled():
+            x = x.clone()  # which can take part in a backward pass
         loss, metrics = self.compute(x, *args, **kwargs)
-        self.metrics = {name: torch.as_tensor(value).detach() for name, value in metrics.items()}
+        # Copies: what changes in place later, a parameter or the loss, would change them too.
+        self.metrics = {
+            name: torch.as_tensor(value).detach().clone() for name, value in metrics.items()
+        }
         return check_finite_loss(
             loss,
             remedy="lower the learning rate or the sampler's step size, and check the data",

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ebm_core import ConfigurationError, EnergyFunction, Sampler, ShapeError
-from ebm_losses._checks import check_batch, floating_energies
+from ebm_losses._checks import check_batch
 from ebm_losses.contrastive import Jitter, PersistentContrastiveDivergence
 from ebm_losses.divergence import RunawayGuard
 from ebm_losses.labelled_buffer import LabelledReplayBuffer, check_labels
@@ -153,7 +153,7 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
 
     def energies_of(self, x: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         """E(x, labels) and E(negatives, labels), one label a state: by two calls."""
-        return floating_energies(self.energy, x), floating_energies(self.energy, negatives)
+        return self._apart(x, negatives)
 
     def mean_over_negatives(self, energies: Tensor) -> Tensor:
         """The mean energy of negatives, with ``leave_out_stuck`` of those that moved.

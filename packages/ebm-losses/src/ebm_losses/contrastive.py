@@ -14,6 +14,7 @@ negatives as constants; the value itself is no likelihood and need not fall.
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from typing import Any
 
@@ -93,6 +94,7 @@ class ContrastiveObjective(SamplerLoss):
         self.guard = _check_guard(guard)
         self.negatives: Tensor | None = None
         self._has_drawn = False
+        self._together = True
 
     @abstractmethod
     def draw_negatives(self, x: Tensor) -> Tensor:
@@ -102,10 +104,19 @@ class ContrastiveObjective(SamplerLoss):
         """E of data ``(batch, *event)`` and of negatives ``(n, *event)``, with their graph.
 
         By one call of the energy with both, which takes less time than two; layers that look at the
-        whole batch (batch normalisation) see data and negatives alike.
+        whole batch (batch normalisation) see data and negatives alike. An energy that refuses them
+        together, since it knows how many states come (labels, a condition), is called twice.
         """
-        both = floating_energies(self.energy, torch.cat([x, negatives]))
-        return both[: len(x)], both[len(x) :]
+        if self._together:
+            with suppress(Exception):  # what is wrong with the energy itself is said below
+                both = floating_energies(self.energy, torch.cat([x, negatives]))
+                return both[: len(x)], both[len(x) :]
+        found = self._apart(x, negatives)
+        self._together = False
+        return found
+
+    def _apart(self, x: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        return floating_energies(self.energy, x), floating_energies(self.energy, negatives)
 
     def mean_over_negatives(self, energies: Tensor) -> Tensor:
         """The mean of ``(n,)`` energies of negatives, in which a subclass may weight them."""

@@ -117,6 +117,12 @@ class RunawayGuard(nn.Module):
         """Restore what had been seen."""
         self._least, self._n_low = dict(state.get("least", {})), state.get("n_low", 0)
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        state_dict.setdefault(f"{prefix}_extra_state", {})  # saved without a guard: nothing seen
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def extra_repr(self) -> str:
         """The limits, for ``repr``."""
         names = ("gap_limit", "energy_limit", "min_acceptance", "patience")

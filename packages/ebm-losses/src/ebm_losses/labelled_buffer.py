@@ -105,10 +105,10 @@ class LabelledReplayBuffer(ReplayBuffer):
         error_msgs: list[str],
     ) -> None:
         saved = state_dict.get(f"{prefix}labels")
-        if saved is not None and len(saved) and int(saved.max()) >= self.n_classes:
+        if saved is not None and len(saved) and int(saved.max()) + 1 != self.n_classes:
             error_msgs.append(
-                f"{prefix}labels: labels up to {int(saved.max())} were saved, n_classes is "
-                f"{self.n_classes}."
+                f"{prefix}labels: chains of {int(saved.max()) + 1} classes were saved, n_classes "
+                f"is {self.n_classes}."
             )
             return
         super()._load_from_state_dict(

@@ -112,8 +112,8 @@ class NoiseContrastiveEstimation(BaseLoss):
         of_data, of_draws = logit[:n_data], logit[n_data:]
         loss = softplus(-of_data).mean() + self.noise_ratio * softplus(of_draws).mean()
         with torch.no_grad():
-            found = (of_data > -log_ratio).to(x.dtype).mean()
-            rejected = (of_draws <= -log_ratio).to(x.dtype).mean()
+            found = (of_data > -log_ratio).to(logit.dtype).mean()
+            rejected = (of_draws <= -log_ratio).to(logit.dtype).mean()
             energy = -log_density - self.log_normalizer
             metrics = {
                 "data_energy": energy[:n_data].mean(),

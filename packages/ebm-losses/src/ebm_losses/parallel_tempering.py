@@ -174,7 +174,7 @@ class ParallelTemperingContrastiveDivergence(ContrastiveObjective):
             self.parity[slots] = 1 - self.parity[slots]
             self.swap_rates = self._averaged().clone()
             self._n_averaged += 1
-            if self._n_averaged == self.adapt_betas:
+            if 0 < self.adapt_betas <= self._n_averaged:
                 self.betas = equalized_ladder(self.betas, self.swap_rates)
                 self._n_averaged = 0
         self._drawn = None

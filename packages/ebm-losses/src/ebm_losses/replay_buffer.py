@@ -248,7 +248,7 @@ def initializer_on(support: Constraint) -> Initializer:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     if same_support(support, constraints.real):
-        return torch.randn
+        return _random_normals
     if same_support(support, spin):
         return _random_spins
     if same_support(support, constraints.boolean):
@@ -260,6 +260,16 @@ def initializer_on(support: Constraint) -> Initializer:
         "states inside the support for chains to begin from",
         "pass initializer, a callable (shape, *, device, dtype) -> states",
     )
+
+
+def _random_normals(size: Sequence[int], /, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    if not dtype.is_floating_point:
+        raise ConfigurationError(
+            f"chains of {dtype} are to begin from normal noise",
+            "floating data, as the energy's support is the real numbers",
+            "convert the data with x.float(), or pass initializer",
+        )
+    return torch.randn(size, device=device, dtype=dtype)
 
 
 def _random_spins(size: Sequence[int], /, *, device: torch.device, dtype: torch.dtype) -> Tensor:

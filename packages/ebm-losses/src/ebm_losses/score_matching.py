@@ -23,7 +23,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ebm_core import BaseLoss, ConfigurationError, EnergyLike, require_continuous
+from ebm_core import (
+    BaseLoss,
+    ConfigurationError,
+    EnergyFunction,
+    EnergyLike,
+    require_continuous,
+)
 from ebm_core.validation import check_integer
 from ebm_losses._checks import check_batch, check_floating
 from ebm_losses._metrics import root_mean_square
@@ -225,7 +231,7 @@ def _quadratic_forms(
         forms = torch.cat(parts) if len(parts) > 1 else parts[0]
     if not keep_graph:
         energies, gradient = energies.detach(), gradient.detach()
-    if not forms.detach().any() and gradient.detach().any():
+    if not forms.detach().any() and gradient.detach().any() and not _is_curved(loss.energy, x):
         raise _no_curvature(loss)
     return energies, gradient, forms
 
@@ -245,6 +251,23 @@ def _hessian_product(gradient: Tensor, x: Tensor, v: Tensor, create_graph: bool)
         is_grads_batched=batched,
     )
     return torch.zeros_like(v) if product is None else product.reshape(v.shape)
+
+
+def _is_curved(energy: EnergyFunction, x: Tensor) -> bool:
+    """Whether there are second derivatives where all vᵀ∇²E v were 0, which may be by chance.
+
+    Looked for near the states and near 0, along Gaussian directions.
+    """
+    generator = torch.Generator(x.device).manual_seed(0)
+    shape = (2, *x.shape)
+    with torch.inference_mode(False), torch.enable_grad():
+        for centre in (x.detach(), torch.zeros_like(x)):
+            noise, v = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+            states = (centre + noise).requires_grad_(True)
+            gradient = energy.energy_and_gradient(states, create_graph=True)[1]
+            if _hessian_product(gradient, states, v[None], create_graph=False).any():
+                return True
+    return False
 
 
 def _no_curvature(loss: BaseLoss) -> ConfigurationError:

@@ -62,6 +62,20 @@ class LossConformance:
         assert loss_fn.metrics
         assert all(v.shape == () and not v.requires_grad for v in loss_fn.metrics.values())
 
+    def test_metrics_stay_what_they_were(self, make_loss: MakeLoss) -> None:
+        loss_fn = make_loss(self.energy(self.event_shapes[0]))
+        loss = loss_fn(self.data(self.event_shapes[0]))
+        before = {name: value.clone() for name, value in loss_fn.metrics.items()}
+        with torch.no_grad():  # as optimisers and gradient accumulation do
+            for tensor in (loss, *getattr(loss_fn, "parameters", tuple)()):
+                tensor.add_(1.0)
+        assert all(torch.equal(value, before[name]) for name, value in loss_fn.metrics.items())
+
+    def test_data_of_inference_mode_can_be_trained_on(self, make_loss: MakeLoss) -> None:
+        with torch.inference_mode():
+            x = self.data(self.event_shapes[0]).clone()
+        make_loss(self.energy(self.event_shapes[0]))(x).backward()
+
     def test_wrong_shapes_and_non_finite_data_are_refused(self, make_loss: MakeLoss) -> None:
         event_shape = self.event_shapes[0]
         broken = self.data(event_shape)
