@@ -278,6 +278,10 @@ def test_what_cannot_be_saved_or_registered(path):
 
     with pytest.raises(ConfigurationError, match="tensors alone"):
         save(Extra(2, (4,)), path)
+    model = MLPEnergy(2, (4,))
+    model.register_buffer("phases", torch.zeros(3, dtype=torch.complex128))
+    with pytest.raises(ConfigurationError, match="'phases'.*complex128"):
+        save(model, path)
     with pytest.raises(ConfigurationError, match="instance"):
         save(MLPEnergy, path)
     with pytest.raises(ConfigurationError, match="cannot be written"):

@@ -23,6 +23,13 @@ from ebm_utils import fit
 from ebm_utils.training import read_checkpoint, write_checkpoint
 
 
+class Noisy(TensorDataset):
+    """Items that draw in the worker."""
+
+    def __getitem__(self, index):
+        return (super().__getitem__(index)[0] + torch.rand(2),)
+
+
 def test_killed_at_a_random_step_and_resumed_equals_the_uncut_run(tmp_path):
     path, kill_at = tmp_path / "run.pt", random.SystemRandom().randrange(20, N_STEPS - 20)
     command = (sys.executable, persistent_run.__file__, str(path))
@@ -52,6 +59,9 @@ def test_killed_at_a_random_step_and_resumed_equals_the_uncut_run(tmp_path):
         ),
         lambda: lambda step: torch.randn(8, 2),
         lambda: run_data(),
+        lambda: DataLoader(
+            Noisy(run_data()), 16, shuffle=True, num_workers=1, persistent_workers=True
+        ),
     ),
     ids=(
         "DataLoader",
@@ -59,6 +69,7 @@ def test_killed_at_a_random_step_and_resumed_equals_the_uncut_run(tmp_path):
         "sampler with a generator",
         "callable",
         "tensor",
+        "workers that persist",
     ),
 )
 def test_a_resumed_run_has_the_data_of_the_uncut_one(data, cut, tmp_path):
@@ -89,6 +100,42 @@ def test_numpy_and_python_random_numbers_go_on_too(tmp_path):
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
     fit(whole, noisy, n_steps=9)
+    assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("optimizer", (torch.optim.NAdam, torch.optim.Adam, torch.optim.ASGD))
+def test_the_state_of_an_optimizer_keeps_its_dtypes(optimizer, tmp_path):
+    path = tmp_path / "run.pt"
+
+    def run(loss, n_steps, **options):
+        return fit(loss, run_data().double(), n_steps=n_steps, optimizer=optimizer, **options)
+
+    whole, resumed = likelihood().double(), likelihood().double()
+    run(whole, 40)
+    run(likelihood().double(), 7, checkpoint=path)
+    run(resumed, 40, checkpoint=path, resume=True)
+    assert_same(whole, resumed)
+
+
+def test_numbers_of_numpy_are_saved_as_numbers(tmp_path):
+    rate = np.logspace(-3, -1, 3)[0]
+
+    def run(loss, n_steps, **options):
+        return fit(
+            loss,
+            run_data(),
+            n_steps=n_steps,
+            optimizer=lambda p: torch.optim.Adam(p, lr=rate),
+            seed=np.int64(3),
+            checkpoint=tmp_path / "run.pt",
+            **options,
+        )
+
+    resumed = likelihood()
+    run(likelihood(), 5)
+    run(resumed, 9, resume=True)
+    whole = likelihood()
+    fit(whole, run_data(), n_steps=9, seed=3, learning_rate=float(rate))
     assert_same(whole, resumed)
 
 
@@ -199,5 +246,11 @@ def test_a_state_that_could_not_be_read_is_not_written(tmp_path):
 
     with pytest.raises(ConfigurationError, match="the state of modules"):
         loss = Odd(QuadraticEnergy(torch.zeros(2)))
-        fit(loss, run_data(), n_steps=2, checkpoint=tmp_path / "run.pt")
+        fit(
+            lambda x: pytest.fail("a step was made"),
+            run_data(),
+            n_steps=2,
+            checkpoint=tmp_path / "run.pt",
+            parameters=loss,
+        )
     assert list(tmp_path.iterdir()) == []

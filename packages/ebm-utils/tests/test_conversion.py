@@ -96,6 +96,14 @@ def test_takes_what_a_sampler_gives():
     assert tree.sample_stats.lp.shape == (3, 6)
 
 
+def test_bfloat16_becomes_float32():
+    r = result()
+    draws = r.trajectory.bfloat16()
+    tree = to_arviz(SampleResult(draws[:, -1], draws, draws.sum((-1, -2)), {}))
+    assert tree.posterior.x.dtype == np.float32
+    assert np.array_equal(tree.posterior.x.to_numpy(), draws.float().numpy())
+
+
 def test_draws_are_not_copied():
     r = result()
     tree = to_arviz(r)

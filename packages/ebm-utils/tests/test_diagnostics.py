@@ -92,6 +92,7 @@ def test_nested_rhat_is_arviz_stats_own(n_draws):
         theirs = array_stats.rhat_nested(draws[..., i].numpy(), superchain_ids=ids)
         for ours in (
             nested_rhat(draws, 3),
+            nested_rhat(draws, np.int64(3)),
             nested_rhat(draws, ids.tolist()),
             nested_rhat(draws[shuffled], 7 * torch.from_numpy(ids)[shuffled]),
         ):

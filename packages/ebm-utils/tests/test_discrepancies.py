@@ -202,6 +202,19 @@ def test_stein_test_keeps_its_level_and_has_power():
     assert torch.equal(found.null, again.null)
 
 
+def test_equal_statistics_of_discrete_states_count():
+    """18 of 30 coins against 10 of 30, by any statistic: twice the hypergeometric tail, 0.0692."""
+    x, y = torch.zeros(30, 1), torch.zeros(30, 1)
+    x[:18], y[:10] = 1.0, 1.0
+
+    def kernel(a, b):
+        return mmd(a, b, bandwidth=1.0)
+
+    for statistic in (energy_distance, kernel, lambda a, b: (a.mean() - b.mean()).abs()):
+        found = permutation_test(x, y, statistic, n_permutations=2000, seed=0).p_value
+        assert abs(found - 0.0692) < 4 * (0.0692 * 0.93 / 2000) ** 0.5
+
+
 @pytest.mark.parametrize("statistic", (energy_distance, mmd), ids=("energy", "mmd"))
 def test_permutations_keep_their_level_and_have_power(statistic):
     p_values = [

@@ -176,6 +176,16 @@ def by_definition(p, y, n_bins):
     return total
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_calibration_of_rounded_probabilities(dtype):
+    p = torch.randn(500, 10, generator=torch.Generator().manual_seed(0)).softmax(1)
+    y = torch.multinomial(p, 1, generator=torch.Generator().manual_seed(1))[:, 0]
+    rounded = expected_calibration_error(p.to(dtype), y)
+    assert rounded == pytest.approx(expected_calibration_error(p, y), abs=0.05)
+    with pytest.raises(NumericalError):
+        expected_calibration_error(1.05 * p.to(dtype), y)
+
+
 @pytest.mark.parametrize("n_bins", (1, 7, 15))
 @pytest.mark.parametrize("n_classes", (2, 10))
 def test_calibration_error_by_its_definition(n_bins, n_classes):

@@ -139,6 +139,26 @@ def test_a_callback_ends_the_run(kind):
 def test_what_an_evaluation_gives_is_not_dropped_in_silence():
     with pytest.raises(ConfigurationError, match="evaluate gave 0.5"):
         fit(likelihood(), run_data(), n_steps=2, evaluate=lambda step: 0.5)
+    for value in (None, torch.ones(2), "low"):
+        with pytest.raises(ConfigurationError, match="for 'kl'"):
+            fit(likelihood(), run_data(), n_steps=2, evaluate=lambda step, v=value: {"kl": v})
+
+
+@pytest.mark.parametrize("error", (NumericalError("no mass", "mass", "widen it"), OSError("full")))
+def test_an_evaluation_that_fails_loses_nothing(error, tmp_path):
+    path = tmp_path / "run.pt"
+
+    def evaluate(step):
+        if step == 6:
+            raise error
+
+    with pytest.raises(type(error)) as info:
+        run(make_loss(), n_steps=9, evaluate=evaluate, evaluate_every=3, checkpoint=path)
+    assert (info.value.result.step, info.value.result.stopped) == (6, "interrupted")
+    if isinstance(error, NumericalError):
+        assert "the evaluation after step 6: no mass" in str(info.value)
+    result = run(make_loss(), n_steps=9, checkpoint=path, resume=True)
+    assert_same_results(result, run(make_loss(), n_steps=9))
 
 
 @pytest.mark.parametrize("schedule", (lambda o: OneCycleLR(o, 0.1, 12), "constant", None))
@@ -277,6 +297,37 @@ def test_ctrl_c_finishes_the_step_and_writes_a_checkpoint(tmp_path, handler):
     assert signal.getsignal(signal.SIGINT) is handler
     result = run(make_loss(), n_steps=30, checkpoint=path, resume=True)
     assert_same_results(result, run(make_loss(), n_steps=30))
+
+
+def test_ctrl_c_that_ends_the_workers_of_a_loader_is_no_other_error(tmp_path, handler):
+    """Workers that do not ignore the signal die of it, and torch raises in the next batch."""
+    path = tmp_path / "run.pt"
+
+    class Interrupted:
+        def __init__(self, at):
+            self.at = at
+
+        def __iter__(self):
+            for i, x in enumerate(run_data().split(10)):
+                if i == self.at:
+                    signal.raise_signal(signal.SIGINT)
+                    raise RuntimeError("DataLoader worker exited unexpectedly")
+                yield x
+
+    with pytest.raises(KeyboardInterrupt, match=r"after step 3; .*run.pt") as info:
+        fit(make_loss(), Interrupted(3), n_steps=8, checkpoint=path)
+    assert info.value.result.step == 3
+    assert signal.getsignal(signal.SIGINT) is handler
+    whole, resumed = make_loss(), make_loss()
+    fit(whole, Interrupted(None), n_steps=8)
+    fit(resumed, Interrupted(None), n_steps=8, checkpoint=path, resume=True)
+    assert_same(whole, resumed)
+    with pytest.raises(RuntimeError, match="its own"):
+        fit(make_loss(), lambda step: failing(), n_steps=8)
+
+
+def failing():
+    raise RuntimeError("its own")
 
 
 def test_a_signal_that_is_ignored_stays_so(handler):

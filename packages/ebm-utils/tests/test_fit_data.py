@@ -46,6 +46,28 @@ def test_all_kinds_of_data_give_the_same_batches():
         assert_same(losses[0], loss)
 
 
+def test_items_of_a_class_that_derives_are_its_own():
+    class Augmented(TensorDataset):
+        def __getitem__(self, index):
+            return (super().__getitem__(index)[0] + 100.0,)
+
+    class Far(EightGaussians):
+        def __getitem__(self, index):
+            return super().__getitem__(index) + 100.0
+
+    for data in (Augmented(torch.zeros(8, 2)), Far(8)):
+        seen, loss = [], likelihood()
+        fit(lambda x, seen=seen, loss=loss: seen.append(x) or loss(x), data, n_steps=2,
+            batch_size=4, parameters=loss)  # fmt: skip
+        assert all((x > 50).all() for x in seen)
+
+
+def test_a_loader_without_batches_is_refused():
+    loader = DataLoader(TensorDataset(torch.zeros(8, 2)), batch_size=16, drop_last=True)
+    with pytest.raises(ConfigurationError, match="no batches"):
+        fit(likelihood(), loader, epochs=2)
+
+
 def test_a_loader_that_shuffles_gives_the_batches_of_a_plain_loop():
     loader = DataLoader(TensorDataset(torch.arange(20.0)), batch_size=5, shuffle=True)
     torch.manual_seed(0)

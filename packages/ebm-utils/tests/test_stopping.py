@@ -90,6 +90,20 @@ def test_one_target_is_enough_and_serves_several_runs():
     assert "no draws yet" in repr(StopWhen(rhat=1.01))
 
 
+def test_a_run_of_another_seed_is_another_run():
+    stop, draws = StopWhen(ess=1e6), noise(4, 300, 1)
+
+    def of(seed):
+        def view(draws, n):
+            return SampleResult(draws[:, n - 1], draws[:, :n], torch.zeros(4, n), {}, seed=seed)
+
+        return view
+
+    run(stop, draws[:, :60], view=of(1))
+    run(stop, draws, step=100, view=of(2))
+    assert stop.checks[0].n_draws == 100
+
+
 def test_moments_will_do():
     draws = noise(64, 1000, 2)
     stop = StopWhen(ess=20_000, rhat=1.01, every=10)

@@ -125,8 +125,8 @@ def save(model: nn.Module, path: PathLike) -> None:
         path: Of the file, usually ending in ``.safetensors``.
 
     Raises:
-        ConfigurationError: If ``model`` is no module, has state that is no tensor, or the file
-            cannot be written.
+        ConfigurationError: If ``model`` is no module, has state that is no tensor, or one of a
+            dtype that the format has not, or the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -146,7 +146,18 @@ def save(model: nn.Module, path: PathLike) -> None:
     except _CannotRebuild as reason:
         description["cannot_rebuild"] = str(reason)
     metadata = {_ENTRY: json.dumps(description, allow_nan=False)}
-    _write(Path(path), to_bytes(_tensors(model), metadata))
+    tensors = _tensors(model)
+    try:
+        content = to_bytes(tensors, metadata)
+    except KeyError as error:  # of the dtype
+        (kind,) = error.args
+        names = ", ".join(repr(name) for name, tensor in tensors.items() if tensor.dtype == kind)
+        raise ConfigurationError(
+            f"{names} in the model's state_dict is of {kind}",
+            "tensors of dtypes that safetensors files hold",
+            "keep it as real and imaginary parts (torch.view_as_real), for example",
+        ) from error
+    _write(Path(path), content)
 
 
 def load(path: PathLike, device: torch.device | str = "cpu") -> Any:

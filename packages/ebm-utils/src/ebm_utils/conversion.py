@@ -3,6 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from ebm_core import ConfigurationError, SampleResult, ShapeError
 from ebm_utils.draws import require_trajectory
 
@@ -60,13 +65,22 @@ def to_arviz(
         )
     statistics = {"lp": -result.potential, **result.stats}
     sample_stats = {
-        key: value.detach().reshape(n_chains, -1).expand(n_chains, n_draws).cpu().numpy().copy()
+        key: _array(value.reshape(n_chains, -1).expand(n_chains, n_draws)).copy()
         for key, value in statistics.items()
     }
     return from_dict(
-        {"posterior": {name: trajectory.cpu().numpy()}, "sample_stats": sample_stats},
+        {"posterior": {name: _array(trajectory)}, "sample_stats": sample_stats},
         dims=None if dims is None else {name: list(dims)},
         coords=None if coords is None else dict(coords),
         attrs={"/": {} if result.seed is None else {"seed": str(result.seed)}},
         check_conventions=False,  # many chains of few draws are the rule here, not a mistake
     )
+
+
+def _array(values: Tensor) -> NDArray[np.generic]:
+    """As NumPy's, which knows no bfloat16."""
+    values = values.detach().cpu()
+    array: NDArray[np.generic] = (
+        values.float() if values.dtype == torch.bfloat16 else values
+    ).numpy()
+    return array

@@ -11,6 +11,7 @@ fails every comparison (``rhat < 1.01``, ``ess > 400``).
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Literal
 
@@ -311,7 +312,7 @@ def superchain_ids(superchains: int | Sequence[int] | TensorLike, n_chains: int)
         ConfigurationError: If superchains are no integers, or not as many chains each.
         ShapeError: If there are fewer than two superchains, or not one number a chain.
     """
-    if isinstance(superchains, int):
+    if isinstance(superchains, int | numbers.Integral):
         n = check_integer("superchains", superchains, at_least=1)
         ids = torch.arange(n_chains) * n // n_chains
     else:

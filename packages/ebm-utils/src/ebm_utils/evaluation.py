@@ -121,6 +121,7 @@ def expected_calibration_error(
     """
     n_bins = check_integer("n_bins", n_bins, at_least=1)
     p, y = to_tensor("probabilities", probabilities), to_tensor("labels", labels)
+    eps = torch.finfo(p.dtype).eps if p.is_floating_point() else 0.0
     p, y = p.detach().double(), y.to(p.device)
     if p.ndim != 2 or p.shape[0] == 0 or y.shape != p.shape[:1]:
         raise ShapeError(
@@ -134,7 +135,8 @@ def expected_calibration_error(
             f"integers from 0 to {p.shape[1] - 1}",
             "pass the index of the true class of each item",
         )
-    if not ((p >= 0).all() and ((p.sum(1) - 1).abs() <= SUM_TOLERANCE).all()):
+    tolerance = max(SUM_TOLERANCE, 2 * eps)  # rounded probabilities add up so far beside one
+    if not ((p >= 0).all() and ((p.sum(1) - 1).abs() <= tolerance).all()):
         raise NumericalError(
             "a row of probabilities is negative, NaN or does not sum to 1",
             "probabilities",

@@ -66,7 +66,9 @@ class StopWhen:
         ShapeError: From the run, if R-hat (or moments) are asked of a single chain.
 
     Attributes:
-        checks: What it saw in the last run, a `Check` each time.
+        checks: What it saw in the last run, a `Check` each time. A run is taken for a new one if it
+            has another seed, or begins with no more draws than were seen; else give each run an
+            object of its own.
         stopped: Whether it ended the last run.
 
     Example:
@@ -100,13 +102,14 @@ class StopWhen:
         self.stopped = False
         self._next = self.min_draws
         self._seen = 0
+        self._seed: int | None = None
 
     def __call__(self, result: SampleResult) -> bool:
         """Whether to stop; ``result`` is the run so far."""
         n_draws = result.n_draws if result.moments is None else result.moments.count
-        if self.stopped or n_draws <= self._seen:  # another run
+        if self.stopped or n_draws <= self._seen or result.seed != self._seed:  # another run
             self.checks, self.stopped, self._next = [], False, self.min_draws
-        self._seen = n_draws
+        self._seen, self._seed = n_draws, result.seed
         if n_draws < self._next and (result.trajectory is not None or result.moments is not None):
             return False
         check = Check(n_draws, *self._measure(result))

@@ -84,7 +84,8 @@ class ShuffledBatches(Batches):
             )
         self.n_items, self.pick = n_items, pick
         self.batch_size = min(check_integer("batch_size", batch_size, at_least=1), n_items)
-        self.given_seed, self.seed = seed, draw_key(seed)
+        self.given_seed = None if seed is None else int(seed)
+        self.seed = draw_key(seed)
         self.steps_per_epoch: int = n_items // self.batch_size
         self._epoch, self._order = -1, torch.empty(0)
 
@@ -134,8 +135,11 @@ class IteratedBatches(Batches):
     A resumed run restores the global random state (and those of the generators of a ``DataLoader``
     and its samplers, if they have any) with which the epoch began, and reads and drops the batches
     that had been used; then `Trainer` restores the random state of the step. So a ``DataLoader``
-    goes on as if it had not been cut, also one that shuffles. What an iterable draws from
-    elsewhere, or reads from a stream, it must repeat itself.
+    goes on as if it had not been cut, also one that shuffles; its workers begin anew with each
+    epoch, persistent ones too. What an iterable draws from elsewhere, or reads from a stream, it
+    must repeat itself; and what it draws from the global generators in the training process from
+    batch to batch, and keeps, as a buffer that shuffles does, is not repeated: let workers do it,
+    or a generator of its own.
 
     Args:
         data: The iterable.
@@ -192,6 +196,9 @@ class IteratedBatches(Batches):
         return {**super().signature(), "steps_per_epoch": self.steps_per_epoch}
 
     def _begin(self) -> None:
+        if getattr(self.data, "persistent_workers", False):
+            # Workers that live on have random streams that no checkpoint holds.
+            self.data._iterator = None  # type: ignore[attr-defined]
         self._began = capture_random_state(_generators(self.data))
         self._iterator, self._used = iter(self.data), 0
 
@@ -206,9 +213,9 @@ def batches_of(data: Data, batch_size: int | None, seed: int | None) -> Batches:
         NumericalError: If a tensor of data is not finite.
     """
     size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-    if isinstance(data, SyntheticDataset):
+    if isinstance(data, SyntheticDataset) and _has_items_of(SyntheticDataset, data):
         data = data.data
-    elif isinstance(data, TensorDataset):
+    elif isinstance(data, TensorDataset) and _has_items_of(TensorDataset, data):
         data = data.tensors
     if isinstance(data, Tensor):
         data = (data,)
@@ -252,6 +259,11 @@ def batches_of(data: Data, batch_size: int | None, seed: int | None) -> Batches:
 def as_arguments(batch: Any) -> Batch:
     """The arguments of the loss: a tuple or list is several, all else is one."""
     return tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+
+
+def _has_items_of(kind: Any, data: Any) -> bool:
+    """Whether items are those of a class, not changed by a class that derives from it."""
+    return type(data).__getitem__ is kind.__getitem__
 
 
 def _length(data: Any) -> int | None:

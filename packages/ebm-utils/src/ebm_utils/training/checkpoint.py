@@ -9,11 +9,13 @@ code.
 import io
 import os
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ebm_core import ConfigurationError
@@ -53,6 +55,15 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
             os.close(folder)
 
 
+def check_readable(state: Mapping[str, Any]) -> None:
+    """Refuse a state that `write_checkpoint` would refuse.
+
+    Raises:
+        ConfigurationError: If it holds anything that could not be read back.
+    """
+    _encoded({"format": FORMAT, **state})
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The state that `write_checkpoint` wrote, tensors on the CPU.
 
@@ -75,9 +86,20 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
+def _plain(state: Any) -> Any:
+    """NumPy's numbers as Python's: a learning rate of ``np.logspace`` is one."""
+    if isinstance(state, np.generic):
+        return state.item()
+    if type(state) in (list, tuple):
+        return type(state)(map(_plain, state))
+    if type(state) in (dict, OrderedDict):
+        return type(state)((key, _plain(value)) for key, value in state.items())
+    return state
+
+
 def _encoded(state: Mapping[str, Any]) -> io.BytesIO:
     """The file's content, which is known to be readable: better refused now than at the resume."""
-    content = io.BytesIO()
+    state, content = _plain(state), io.BytesIO()
     try:
         torch.save(state, content)
         content.seek(0)

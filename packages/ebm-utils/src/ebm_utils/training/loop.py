@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ebm_core import ConfigurationError, EBMError, evaluation_mode
 from ebm_core.validation import check_integer
 from ebm_utils.training.batches import Batches, Data, batches_of
-from ebm_utils.training.checkpoint import read_checkpoint, write_checkpoint
+from ebm_utils.training.checkpoint import check_readable, read_checkpoint, write_checkpoint
 from ebm_utils.training.interruption import Interruption
 from ebm_utils.training.random_state import capture_random_state, restore_random_state
 from ebm_utils.training.result import FitResult
@@ -74,7 +74,8 @@ def fit(
               step: moons.sample(256)``;
             - an iterable of batches, such as a ``DataLoader``, begun anew when it ends.
 
-            A batch that is a tuple or list becomes the arguments of the loss. Tensors and data sets
+            A batch that is a tuple or list becomes the arguments of the loss; data that are a list
+            of tensors are taken as the tuple ``(x, y, …)``, not as batches. Tensors and data sets
             are visited in an order that ``seed`` and the number of the epoch give; in the last
             steps of an epoch, items that do not fill a batch are left out.
         n_steps: Steps in all, those before a resume included.
@@ -112,7 +113,8 @@ def fit(
         ConfigurationError: If arguments make no sense together, or a checkpoint does not fit.
         EBMError: What the loss raised, the step added to its message; a `NumericalError` also where
             loss or gradient are not finite. Its ``result`` is the `FitResult` up to there. The last
-            checkpoint stays.
+            checkpoint stays. Whatever ``evaluate`` raised, after a checkpoint has been written, has
+            such a ``result`` too.
         OSError: If a checkpoint cannot be written (the disk is full); the one before stays. Its
             ``result`` likewise.
         KeyboardInterrupt: After Ctrl-C, when the step is done and the checkpoint written; its
@@ -151,12 +153,23 @@ def fit(
     check_integer("record_every", record_every, at_least=1)
     file = _File(checkpoint, checkpoint_every, resume)
     saved = file.read()
-    if saved is not None:
-        trainer.load_state_dict(saved)
-    with Interruption() as interruption, _bar(total, trainer.step, progress) as bar:
+    with ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())  # first: workers inherit it
+        if saved is not None:
+            trainer.load_state_dict(saved)
+        else:
+            file.check(trainer)
+        bar = stack.enter_context(_bar(total, trainer.step, progress))
         while trainer.step < total:
             try:
-                values = trainer.advance()
+                batch = trainer.batch()
+            except Exception as error:
+                if not interruption.asked:
+                    raise
+                file.write(trainer)  # Ctrl-C has ended the workers; nothing of the step was done
+                raise _interrupt(trainer, file) from error
+            try:
+                values = trainer.advance(batch)
             except EBMError as error:
                 _explain(error, trainer, file)
                 raise
@@ -168,7 +181,11 @@ def fit(
             bar.update()
             stop = False
             if evaluate is not None and (step % every == 0 or last):
-                stop = _evaluate(evaluate, trainer)
+                try:
+                    stop = _evaluate(evaluate, trainer)
+                except Exception as error:
+                    _keep(error, trainer, file)
+                    raise
             if file.due(step) or last or stop or interruption.asked:
                 file.write(trainer)
             if interruption.asked:
@@ -222,14 +239,19 @@ class _File:
         """Whether a checkpoint is written after this step."""
         return step % self.every == 0
 
+    def check(self, trainer: Trainer) -> None:
+        """Refuse at once what no checkpoint could hold."""
+        if self.path is not None:
+            check_readable(trainer.state_dict())
+
     def write(self, trainer: Trainer) -> None:
         """Write the state of a run."""
         if self.path is None:
             return
         try:
             write_checkpoint(self.path, trainer.state_dict())
-        except OSError as error:
-            error.result = trainer.result("interrupted")  # type: ignore[attr-defined]
+        except (OSError, ConfigurationError) as error:
+            error.result = trainer.result("interrupted")  # type: ignore[union-attr]
             raise
 
 
@@ -244,7 +266,7 @@ def _evaluate(evaluate: Evaluation, trainer: Trainer) -> bool:
             stack.enter_context(evaluation_mode(module))
         found = evaluate(trainer.step)
     if isinstance(found, Mapping):
-        trainer.evaluations.add(trainer.step, found)
+        trainer.evaluations.add(trainer.step, {k: _number(k, v) for k, v in found.items()})
         return False
     comparison = isinstance(found, np.bool_) or (
         isinstance(found, Tensor) and found.dtype == torch.bool and found.numel() == 1
@@ -258,9 +280,29 @@ def _evaluate(evaluate: Evaluation, trainer: Trainer) -> bool:
     return bool(found)
 
 
-def _explain(error: EBMError, trainer: Trainer, file: _File) -> None:
+def _number(name: Any, value: Any) -> float:
+    """A value of an evaluation."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"evaluate gave {repr(value)[:80]} for {name!r}",
+            "a number",
+            "return numbers or tensors of one element by name, and leave out what is unknown",
+        ) from error
+
+
+def _keep(error: Exception, trainer: Trainer, file: _File) -> None:
+    """What was computed before an evaluation failed: a checkpoint, and the error's result."""
+    file.write(trainer)
+    if isinstance(error, EBMError):
+        _explain(error, trainer, file, f"the evaluation after step {trainer.step}")
+    error.result = trainer.result("interrupted")  # type: ignore[attr-defined]
+
+
+def _explain(error: EBMError, trainer: Trainer, file: _File, when: str = "") -> None:
     """Add the step, and the last checkpoint, to the message."""
-    error.given = f"step {trainer.step + 1}: {error.given}"
+    error.given = f"{when or f'step {trainer.step + 1}'}: {error.given}"
     if file.path is not None and file.path.exists():
         error.remedy = f"{error.remedy}; {file.path} holds the last checkpoint"
     error.args = (error.given, error.wanted, error.remedy)
@@ -284,6 +326,12 @@ def _total_steps(n_steps: int | None, epochs: int | None, batches: Batches) -> i
     if batches.steps_per_epoch is None:
         raise ConfigurationError(
             "epochs with data of no known length", "n_steps", "pass n_steps instead"
+        )
+    if batches.steps_per_epoch == 0:
+        raise ConfigurationError(
+            "the data hold no batches",
+            "at least one",
+            "lower the batch size of the DataLoader, or pass drop_last=False",
         )
     return check_integer("epochs", epochs, at_least=1) * batches.steps_per_epoch
 

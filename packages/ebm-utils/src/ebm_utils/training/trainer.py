@@ -61,18 +61,24 @@ class Trainer:
         self.step = 0
         self.record, self.evaluations = Record(), Record()
 
-    def advance(self) -> dict[str, float]:
+    def batch(self) -> tuple[Any, ...]:
+        """The batch of the next step, on the parameters' device."""
+        device = self.parameters[0].device
+        return tuple(
+            part.to(device) if isinstance(part, Tensor) else part
+            for part in self.batches.batch(self.step)
+        )
+
+    def advance(self, batch: tuple[Any, ...]) -> dict[str, float]:
         """Make one step; its values, by name.
+
+        Args:
+            batch: What `batch` gave.
 
         Raises:
             NumericalError: If loss or gradient are not finite; the parameters have not been changed
                 then.
         """
-        device = self.parameters[0].device
-        batch = (
-            part.to(device) if isinstance(part, Tensor) else part
-            for part in self.batches.batch(self.step)
-        )
         self.optimizer.zero_grad()
         loss: Any = self.loss(*batch)
         if not isinstance(loss, Tensor):
@@ -159,6 +165,7 @@ class Trainer:
                 for parameter, value in zip(self._loose(), state["parameters"], strict=True):
                     parameter.copy_(value)
             self.optimizer.load_state_dict(state["optimizer"])
+            _restore_dtypes(self.optimizer, state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise ConfigurationError(
                 f"the checkpoint does not fit: {error}",
@@ -229,6 +236,17 @@ def _trained(
             "pass parameters=energy.parameters()",
         )
     return trained
+
+
+def _restore_dtypes(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
+    """Give state its own dtype again; torch casts it to the parameter's."""
+    numbers = [n for group in saved["param_groups"] for n in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        ours = optimizer.state[parameter]
+        for name, value in saved["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and value.dtype != ours[name].dtype:
+                ours[name] = value.to(ours[name].device)
 
 
 def _optimizer(
