@@ -29,6 +29,7 @@ NAMES = {
     **{name: f"np.{name}" for name in ("sqrt", "floor")},
     **{name: f"np.arc{name[1:]}" for name in ("atan", "asin", "acos")},
     "erf": "special.erf",
+    "erfc": "special.erfc",
     "sigmoid": "special.expit",
     "softplus": "softplus",
 }

@@ -61,8 +61,12 @@ ENERGIES = {
     "maximum": lambda x: x.max(1).values + (x * x[:, :1]).min(1, keepdim=True)[0].squeeze(1),
     "hyperbolic": lambda x: (x.cosh() + x.sinh().tanh() + (0.01 * x).sinh()).sum(1),
     "other logarithms": lambda x: (x.log2() + x.log10() + x.exp2() + x.tan()).sum(1),
-    "erfc": lambda x: x.clamp(-3, 3).erfc().sum(1),
+    "erfc": lambda x: x.erfc().sum(1) - x.clamp(-3, 26).erfc().log().sum(1),
     "integers": lambda x: (x * (x.round() + x.ceil() - 2 * x.trunc())).sum(1) + HALVES(x),
+    "large integers": lambda x: (x * (5e6 * x - (5e6 * x).round())).sum(1) + HALVES(4e6 * x + 0.25),
+    "empty": lambda x: torch.cat([x[:, :0], x], 1).sin().sum(1) + f.pad(x[:, :1], (-1, 3)).sum(1)
+    + (x[:, :0] @ MATRIX[:0]).sum(1) + x[:, :0].cumsum(1).sum(1) + (x @ MATRIX[:, :0]).sum(1),
+    "turned": lambda x: (x @ MATRIX[:, :1].flip(0)).sin().sum(1),
     "norms": lambda x: torch.linalg.vector_norm(x, 3, dim=1) + x.norm(torch.inf, 1) + x.norm(4, 1),
     "spread": lambda x: x.clamp(-9, 9).var(1) + (x + x.flip(1).exp().clamp(max=9)).std(1),
     "clipped": lambda x: f.hardtanh(x, -0.4, 2.0).exp().sum(1) + f.relu6(x).sum(1),

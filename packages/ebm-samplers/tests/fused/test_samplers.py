@@ -201,7 +201,7 @@ def test_torch_runs_where_its_batches_are_quicker():
 
 
 def test_energies_are_compared_in_full_precision():
-    seen = []
+    seen, x = [], torch.arange(15.0).reshape(5, 3)
 
     def energy(x):
         seen.append(torch.get_float32_matmul_precision())
@@ -211,9 +211,9 @@ def test_energies_are_compared_in_full_precision():
     preferred = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        assert sampler.explain(torch.ones(5, 3)).engine == "fused"
+        assert sampler.explain(x).engine == "fused"
         seen.clear()
-        sampler.sample_chain(torch.ones(5, 3), 2)
+        sampler.sample_chain(x, 2)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(preferred)

@@ -294,6 +294,7 @@ class _Rewriting:
         self.new: dict[int, Ref] = {0: self._add(old.values[0])}
         self.trace.energy = self.value(old.energy)
         self.trace.gradient = self.value(old.gradient)
+        self.trace.constants = [(self.value(ref), was) for ref, was in old.constants]
         self.cost = cost(self.trace)
 
     def value(self, ref: Ref) -> Ref:

@@ -276,7 +276,7 @@ NUMPY_NAMES = {
     **{n: f"np.{n}" for n in ("exp", "log", "sin", "cos", "tanh", "log1p", "expm1", "sqrt")},
     **{n: f"np.arc{n[1:]}" for n in ("atan", "asin", "acos")},
     "floor": "np.floor",
-    "erf": "math.erf",
+    **{n: f"math.{n}" for n in ("erf", "erfc")},
     **{n: f"arithmetic.{n}" for n in ("sigmoid", "softplus")},
 }
 """How source that is not compiled calls each function."""
@@ -284,7 +284,7 @@ NUMPY_NAMES = {
 
 def function_names(double: bool) -> dict[str, str]:
     """How generated source calls each function in a dtype."""
-    names = {name: f"math.{name}" for name in ("atan", "asin", "acos", "erf", "sqrt")}
+    names = {name: f"math.{name}" for name in ("atan", "asin", "acos", "erf", "erfc", "sqrt")}
     names["floor"] = "np.floor"
     ours = ["exp", "log", "tanh", "sigmoid", "softplus", "log1p", "expm1"]
     if double:

@@ -9,6 +9,7 @@ still agrees with its energy is the business of `ebm_samplers.fused.lookup`.
 import functools
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ebm_core.energy import EnergyFunction
+from ebm_core.energy import EnergyFunction, evaluation_mode
 from ebm_samplers.fused.codegen import module_source
 from ebm_samplers.fused.kernel import Kernel, address, counts
 from ebm_samplers.fused.kernels import CARRIED, ONE_LANE, STATISTICS, USUAL
@@ -35,6 +36,9 @@ REAL: dict[torch.dtype, Any] = {
 
 OPERATIONS = 1e9
 """Scalar operations a second, at least: a guess until a launch has been timed."""
+
+MOST_CALLED = 4096
+"""States of a batch with which ``forward`` is called before it is traced, at most."""
 
 TILE_BYTES = 2**18
 """A tile should stay in a core's second-level cache."""
@@ -161,6 +165,7 @@ class FusedEnergy:
         if not self.runs_on(x.device) or x.dtype not in REAL or x[0].numel() == 0:
             raise CannotFuse(f"states are {x.dtype} on {x.device}, of shape {tuple(x.shape[1:])}")
         counts["traced"] += 1
+        _called_once(energy, x)
         self.dtype, self.real = x.dtype, REAL[x.dtype]
         self.eps = torch.finfo(x.dtype).eps
         self.trace = trace(energy, x[:1], RULES)
@@ -215,7 +220,14 @@ class FusedEnergy:
             return found
         with COMPILING:
             if key not in self.kernels:
-                self.kernels[key] = self.make_kernel(sampler, lanes, dense)
+                try:
+                    self.kernels[key] = self.make_kernel(sampler, lanes, dense)
+                except CannotFuse:
+                    raise
+                except Exception as error:  # of a program that nobody foresaw
+                    raise CannotFuse(
+                        f"its kernel cannot be written ({type(error).__name__}: {error})"
+                    ) from error
         return self.kernels[key]
 
     def make_kernel(self, sampler: str, lanes: int, dense: bool) -> Any:
@@ -409,6 +421,8 @@ class FusedEnergy:
         """States ``(chain, *event)`` as ``(chain, d)``, of the same memory if that can be."""
         if x.requires_grad or x.is_neg():
             x = x.detach().resolve_neg()
+        if x._is_zerotensor():
+            x = torch.zeros(x.shape, dtype=x.dtype)
         states: Array = x.numpy()
         return states if states.ndim == 2 else states.reshape(len(states), -1)
 
@@ -451,6 +465,19 @@ class FusedEnergy:
         if len(betas) != n_chains:
             betas = self._betas = np.ones((n_chains, 1), self.real)
         return betas
+
+
+def _called_once(energy: EnergyFunction, x: Tensor) -> None:
+    """Call an energy before it is traced.
+
+    What ``forward`` makes when it is first called, and keeps (grids, lazy layers, values found from
+    the first batch), must be made of tensors, not of what a trace has in their place. One state too
+    may be a first: of a cache by the number of states. If it fails, the trace will say why.
+    """
+    with evaluation_mode(energy), torch.inference_mode(False), torch.no_grad():
+        for states in (x[:MOST_CALLED], x[:1]):
+            with suppress(Exception):
+                energy(states.detach().clone())
 
 
 def spread(

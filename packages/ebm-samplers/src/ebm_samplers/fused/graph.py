@@ -93,6 +93,7 @@ HEAVY = {
     "softplus",
     "pow",
     "erf",
+    "erfc",
     "log1p",
     "expm1",
     "atan",

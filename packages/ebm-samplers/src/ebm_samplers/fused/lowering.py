@@ -155,6 +155,8 @@ class Lowering:
         if isinstance(ref, Array):
             raise NotImplementedError("an index that is computed from the state")
         value = self.trace.values[ref.index]
+        if not value.fixed:
+            self.trace.constants.append((ref, value.example.detach().clone()))
         return value.example.detach().cpu().numpy()
 
     def _count_uses(self) -> dict[int, int]:

@@ -33,7 +33,7 @@ _INTRINSICS = {
     **dict.fromkeys((math.sqrt, np.sqrt), "sqrt"),
     **{getattr(math, name): name for name in ("sin", "cos", "exp", "log", "pow")},
 }
-_IN_C = {getattr(math, name): name for name in ("atan", "asin", "acos", "erf")}
+_IN_C = {getattr(math, name): name for name in ("atan", "asin", "acos", "erf", "erfc")}
 
 Flags = tuple[str, ...]
 

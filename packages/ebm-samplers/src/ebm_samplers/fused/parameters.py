@@ -29,6 +29,9 @@ SHARING = {
 }  # fmt: skip
 
 
+CHANGED = "a number that forward reads out of a tensor, or an index, has changed"
+
+
 @dataclass(frozen=True)
 class _Block:
     """Where a value stands, and how it gets there.
@@ -60,13 +63,18 @@ class Parameters:
         self.trace, self.size = trace, size
         self.real = np.float64 if trace.values[0].example.dtype == torch.float64 else np.float32
         self.needs: dict[int, tuple[int, ...]] = {}
-        wanted = [number for number, _ in blocks] + [ref.index for ref in trace.symmetric]
+        rests_on = trace.symmetric + [ref for ref, _ in trace.constants]
+        wanted = [number for number, _ in blocks] + [ref.index for ref in rests_on]
         leaves = sorted({leaf for number in wanted for leaf in self._find_needs(number)})
         self.views: dict[int, Tensor] = {}  # of leaves, whose memory they share
         self.leaves = [_Bits(trace.values[number], self.views) for number in leaves]
         self.place = {number: i for i, number in enumerate(leaves)}
         self.blocks = [self._block(*key, first) for key, first in blocks.items()]
         self.checks = [(ref.index, self._places(ref.index)) for ref in trace.symmetric]
+        self.constants = {
+            ref.index: (_as_array(was).tobytes(), self._places(ref.index))
+            for ref, was in trace.constants
+        }
         self.last: tuple[list[bytes], Array] | None = None
 
     def now(self) -> Array:
@@ -91,6 +99,12 @@ class Parameters:
         for number, needs in self.checks:
             if last is not None and not changed.isdisjoint(needs):
                 check_symmetric(self._tensor(number, known))
+        for number, (was, needs) in self.constants.items():
+            if (
+                not changed.isdisjoint(needs)
+                and was != _as_array(self._tensor(number, known)).tobytes()
+            ):
+                raise CannotFuse(CHANGED)
         for block in self.blocks:
             if last is not None and changed.isdisjoint(block.needs):
                 continue
@@ -144,7 +158,11 @@ class Parameters:
             if (order == np.arange(n)).all():
                 return _plainly
             columns = int(order[1])
-            if n % columns == 0 and (order.reshape(columns, -1) == _turned(n, columns)).all():
+            if (
+                columns
+                and n % columns == 0
+                and (order.reshape(columns, -1) == _turned(n, columns)).all()
+            ):
                 return _Turned(columns)
         return _Picked(order)
 
@@ -215,6 +233,7 @@ class _Bits:
         self.views = views
         self.leaf: Leaf = value.leaf
         example = value.example
+        _as_array(example.detach())  # raises where NumPy knows no such numbers
         self.kind = (example.shape, example.dtype, "cpu")
         self.seen: tuple[Tensor, int, tuple[int, ...], Array] | None = None
 
@@ -230,7 +249,7 @@ class _Bits:
         self.views.clear()
         whole = _as_array(tensor.detach())
         array = whole.reshape(-1)
-        copied = tensor.dtype == torch.bfloat16 or tensor.is_neg()
+        copied = tensor.dtype == torch.bfloat16 or tensor.is_neg() or tensor.is_conj()
         if np.shares_memory(array, whole) and not copied:
             self.seen = (tensor, tensor.data_ptr(), tensor.stride(), array)
         return array
@@ -239,5 +258,5 @@ class _Bits:
 def _as_array(tensor: Tensor) -> Array:
     if tensor.dtype == torch.bfloat16:  # unknown to NumPy
         tensor = tensor.float()
-    array: Array = tensor.resolve_neg().numpy()
+    array: Array = tensor.resolve_conj().resolve_neg().numpy()
     return array

@@ -209,6 +209,8 @@ class Program:
             array: What to write.
             place: Where an element goes, counted from the first row; None for C order.
         """
+        if array.size == 0:
+            return
         pool = self.pool
         where = place or (lambda index: ravel(index, array.shape))
 
@@ -241,6 +243,8 @@ class Program:
     def running(self, op: str, array: Array, axis: int) -> Array:
         """Each element and, by ``op``, all before it on an axis."""
         base, shape = self.allocate(array.size), array.shape
+        if array.size == 0:
+            return self.rows(base, shape)
 
         def later(index: tuple[Index, ...], by: int) -> tuple[Index, ...]:
             return (*index[:axis], index[axis] + by, *index[axis + 1 :])
@@ -265,6 +269,8 @@ class Program:
     ) -> Array:
         """The array of op-reductions of ``load(index, inner)`` over all ``inner`` in ``over``."""
         pool = self.pool
+        if 0 in over:
+            return Array(shape, lambda index: pool.const(start), None, 0, False)
         inners = (
             list(itertools.product(*map(range, over)))
             if self.straight or math.prod(over) <= 4
@@ -303,7 +309,10 @@ class Program:
         """``(..., m, k)`` rows times ``(..., k, n)`` parameters, both in C order."""
         *lead, m, k = a.shape
         n = b.shape[-1]
-        base = self.allocate(math.prod(lead) * m * n)
+        size = math.prod(lead) * m * n
+        base = self.allocate(size)
+        if size == 0:
+            return self.rows(base, (*lead, m, n))
         loops, index = self._loops((*lead, m))
         row, matrix = a.load((*index, 0)).args[0], b.load((*index[:-1], 0, 0)).args[0]
         out = base + ravel((*index, 0), (*lead, m, n))

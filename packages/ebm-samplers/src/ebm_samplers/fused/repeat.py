@@ -141,6 +141,9 @@ class Repeat:
         self.lengths, given["lengths"] = column(lengths, np.int64)
         given["length_stride"] = len(self.lengths) > 1
         n = self.n_compared
+        compared = x.detach()[:n].resolve_neg().numpy()
+        if n > 1 and (compared == compared[0]).all():
+            return False  # looked at more closely
         expected = exactly(self.energy, x if n == self.shape[0] else x[:n])
         launch()
         fine = not self.wild.dot(self.wild) and agree(fused, self.began, given["offset"], expected)

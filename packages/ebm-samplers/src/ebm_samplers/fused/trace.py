@@ -114,13 +114,15 @@ class Trace:
     """The record of an energy and its gradient at one state; value 0 is the state.
 
     Attributes: values: All tensors. energy, gradient: Which they are. symmetric: Matrices that must
-        stay positive definite and well-conditioned, see `algebra`.
+        stay positive definite and well-conditioned, see `algebra`. constants: Values, made from
+        leaves, that are part of the program as they were: numbers that ``forward`` read, indices.
     """
 
     values: list[Value] = field(default_factory=list)
     energy: Ref = Ref(0)
     gradient: Ref = Ref(0)
     symmetric: list[Ref] = field(default_factory=list)
+    constants: list[tuple[Ref, Tensor]] = field(default_factory=list)
 
     @property
     def leaves(self) -> list[Leaf]:
@@ -255,7 +257,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise CannotFuse(f"{_name(function)} has no rule in the compiler{_place()}")
         result = function(*args, **kwargs)
         if not varies and function is aten._local_scalar_dense.default:
-            return result  # a parameter's number: the checks at each call notice its changes
+            if not values[0].fixed:
+                self.trace.constants.append((self._ref(args[0]), args[0].detach().clone()))
+            return result
         fixed = all(value.fixed for value in values)
         if function in SHAPE_ONLY:
             varies, fixed = False, True
@@ -297,9 +301,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise CannotFuse(f"{_name(function)} writes in place{place}")
         with self:
             result = pure(*args, **kwargs)
-        # what was recorded before keeps the old numbers; `kept` keeps the id from being used again
-        self.trace.values[self._ref(target).index].example = target.detach().clone()
-        self.kept.append(target)
+        # what was recorded before keeps the old numbers; `kept` keeps ids from being used again
+        value = self.trace.values[self._ref(target).index]
+        self.kept += [target, value.example]
+        value.example = target.detach().clone()
         self.refs[id(target)] = self._ref(result)
         function(*args, **kwargs)
         return target

@@ -183,6 +183,8 @@ class CudaEnergy(FusedEnergy):
 
     def flat(self, x: Tensor) -> Any:
         """States ``(chain, *event)`` as ``(chain, d)``."""
+        if x._is_zerotensor():
+            x = torch.zeros(x.shape, dtype=x.dtype, device=x.device)
         return x.detach().resolve_neg().reshape(len(x), -1)
 
     def copied(self, part: Any, shape: tuple[int, ...]) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ebm_samplers.fused.algebra import check_symmetric
-from ebm_samplers.fused.parameters import Parameters
-from ebm_samplers.fused.trace import CannotFuse, Leaf
+from ebm_samplers.fused.parameters import CHANGED, Parameters
+from ebm_samplers.fused.trace import CannotFuse, Leaf, Ref
 
 
 class CudaParameters(Parameters):
@@ -63,12 +63,22 @@ class CudaParameters(Parameters):
                     )
 
     def _check_matrices(self, known: dict[int, Tensor]) -> None:
-        """Those that must stay well-conditioned, if what they are made of has another version."""
+        """Those that must stay as they are, if what they are made of has another version.
+
+        Well-conditioned, or the same altogether.
+        """
         for ref in self.trace.symmetric:
-            versions = tuple(map(_version, (v.leaf for v in self.trace.values if v.leaf)))
-            if self.tested.get(ref.index) != versions:
+            if self._is_new(ref):
                 check_symmetric(self._tensor(ref.index, known))
-                self.tested[ref.index] = versions
+        for ref, was in self.trace.constants:
+            if self._is_new(ref) and not torch.equal(self._tensor(ref.index, known), was):
+                del self.tested[ref.index]
+                raise CannotFuse(CHANGED)
+
+    def _is_new(self, ref: Ref) -> bool:
+        versions = tuple(map(_version, (v.leaf for v in self.trace.values if v.leaf)))
+        before, self.tested[ref.index] = self.tested.get(ref.index), versions
+        return before != versions
 
 
 def _version(leaf: Leaf) -> tuple[int, int]:

@@ -125,8 +125,8 @@ def _logical(op: str, *functions: Any) -> None:
 
 
 for _op in (
-    "neg", "exp", "log", "sin", "cos", "tanh", "sigmoid", "sqrt", "abs", "erf", "log1p", "expm1",
-    "atan", "asin", "acos", "floor",
+    "neg", "exp", "log", "sin", "cos", "tanh", "sigmoid", "sqrt", "abs", "erf", "erfc", "log1p",
+    "expm1", "atan", "asin", "acos", "floor",
 ):  # fmt: skip
     _simple(_op, getattr(aten, _op).default)
 _simple("div", aten.div.Tensor, aten.div.Scalar)
@@ -223,11 +223,6 @@ def _tan(p: Pool, a: Expr) -> Expr:
     return p("div", p("sin", a), p("cos", a))
 
 
-@formula(aten.erfc.default, work=8)
-def _erfc(p: Pool, a: Expr) -> Expr:
-    return p("sub", p.const(1.0), p("erf", a))
-
-
 @formula(aten.ceil.default)
 def _ceil(p: Pool, a: Expr) -> Expr:
     return p("neg", p("floor", p("neg", a)))
@@ -241,12 +236,11 @@ def _trunc(p: Pool, a: Expr) -> Expr:
 @formula(aten.round.default)
 def _round(p: Pool, a: Expr) -> Expr:
     """To the nearest integer, halves to the even one."""
-    half, one = p.const(0.5), p.const(1.0)
-    up = p("floor", p("add", a, half))
-    odd = p("ne", p("mul", up, half), p("floor", p("mul", up, half)))
-    tie = p("and", p("eq", p("sub", up, a), half), odd)
-    near = p("where", tie, p("sub", up, one), up)
-    return p("where", p("lt", p("abs", a), p.const(2.0**22)), near, a)
+    half, down = p.const(0.5), p("floor", a)
+    rest, halved = p("sub", a, down), p("mul", down, half)  # both exact
+    odd = p("ne", halved, p("floor", halved))
+    tie = p("and", p("eq", rest, half), odd)
+    return p("where", p("or", p("lt", half, rest), tie), p("add", down, p.const(1.0)), down)
 
 
 @formula(aten.square.default)
