@@ -122,3 +122,14 @@ def test_a_derivative_takes_no_rows(monkeypatch):
 @pytest.mark.parametrize("energy", NOT_SHARED)
 def test_rows_that_others_read_are_left_alone(energy, monkeypatch):
     check(energy, monkeypatch)
+
+
+def test_derivatives_are_kept_only_where_asked_for(monkeypatch):
+    monkeypatch.setattr(lowering, "STRAIGHT_LIMIT", 0)
+    record = trace(as_energy(layers), torch.zeros(1, 3, dtype=torch.float64), RULES)
+    names = {"sigmoid": "sigmoid"}
+    calls = [
+        energy_function(lowering.lower(record, keep)[0], names, 64).count("sigmoid(")
+        for keep in (True, False)
+    ]
+    assert calls == [2, 4]

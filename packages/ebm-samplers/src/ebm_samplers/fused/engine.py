@@ -156,10 +156,12 @@ class FusedEnergy:
         size: Elements of a state.
         n_operations: Scalar operations of one evaluation.
         rate: Scalar operations a second, the most that a launch has shown.
+        keeps_slopes: Whether activations keep their derivatives, see `slopes`.
         checked: The kernels that agreed with torch on several states, see `lookup`.
     """
 
     rate: float = OPERATIONS
+    keeps_slopes: bool = True
 
     def __init__(self, energy: EnergyFunction, x: Tensor) -> None:
         if not self.runs_on(x.device) or x.dtype not in REAL or x[0].numel() == 0:
@@ -169,7 +171,7 @@ class FusedEnergy:
         self.dtype, self.real = x.dtype, REAL[x.dtype]
         self.eps = torch.finfo(x.dtype).eps
         self.trace = trace(energy, x[:1], RULES)
-        self.program, self.layout = lower(self.trace)
+        self.program, self.layout = lower(self.trace, self.keeps_slopes)
         self.size = self.program.size
         self.n_operations = self.program.n_operations
         self.kernels: dict[tuple[str, int, bool], Any] = {}

@@ -60,8 +60,12 @@ def too_large(n_operations: int, n_chains: int) -> str | None:
     )
 
 
-def lower(trace: Trace) -> tuple[Program, Parameters]:
+def lower(trace: Trace, keep_slopes: bool = True) -> tuple[Program, Parameters]:
     """The program of a trace: straight if it is small enough, else looped.
+
+    Args:
+        trace: Of the energy.
+        keep_slopes: Whether looped programs keep the derivatives of activations, see `slopes`.
 
     Raises:
         CannotFuse: If an operation is used in a form that no rule knows, or if there are more
@@ -79,7 +83,7 @@ def lower(trace: Trace) -> tuple[Program, Parameters]:
     try:
         program, parameters = Lowering(trace, straight=True).program()
     except TooLarge:
-        program, parameters = Lowering(trace, straight=False).program()
+        program, parameters = Lowering(trace, straight=False, keep_slopes=keep_slopes).program()
     reason = too_large(program.n_operations, 1)
     if reason:
         raise CannotFuse(reason)
@@ -89,7 +93,7 @@ def lower(trace: Trace) -> tuple[Program, Parameters]:
 class Lowering:
     """Goes through a trace once; arrays by number of value."""
 
-    def __init__(self, trace: Trace, straight: bool) -> None:
+    def __init__(self, trace: Trace, straight: bool, keep_slopes: bool = True) -> None:
         self.trace = trace
         self.pool = Pool(STRAIGHT_LIMIT if straight else None)
         self.size = trace.values[0].example.numel()
@@ -101,7 +105,7 @@ class Lowering:
         self.done: dict[str, Array] = {}
         self.uses = self._count_uses()
         self.first_rows: dict[int, int] = {}  # that the lowering of a value may have made
-        self.slopes = Slopes(self)
+        self.slopes = Slopes(self, keep_slopes and not straight)
 
     def program(self) -> tuple[Program, Parameters]:
         """Lower energy and gradient.

@@ -22,11 +22,12 @@ class Slopes:
 
     Args:
         low: The lowering of the program.
+        keep: Whether any are kept.
     """
 
-    def __init__(self, low: "Lowering") -> None:
+    def __init__(self, low: "Lowering", keep: bool) -> None:
         self.low, self.values = low, low.trace.values
-        self.pairs = {} if low.out.straight else self._find_pairs()
+        self.pairs = self._find_pairs() if keep else {}
         self.stored: dict[int, Array] = {}
         self.keys = Counter(key_of(self.values[number]) for number in low.uses)
 

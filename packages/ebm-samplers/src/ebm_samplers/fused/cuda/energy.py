@@ -34,6 +34,8 @@ class CudaEnergy(FusedEnergy):
     """
 
     rate: float = OPERATIONS
+    keeps_slopes = False
+    """A thread would need half more registers (Langevin of a perceptron 88 instead of 56)."""
 
     def __init__(self, energy: EnergyFunction, x: Tensor) -> None:
         self.device = x.device
