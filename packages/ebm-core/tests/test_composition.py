@@ -164,3 +164,34 @@ def test_supports_follow_the_parts():
     assert whole.support.upper_bound.dtype == torch.float64
     vectors = as_energy(abs_sum, support=constraints.independent(constraints.real, 1))
     assert isinstance((vectors + Box()).support, constraints.interval)
+
+
+def test_events_of_other_ranks_are_not_combined():
+    """A vector's energy would take an image's last axis for its event."""
+
+    class Image(EnergyFunction):
+        event_shape = torch.Size([2, 3])
+
+        def forward(self, x):
+            return x.square().sum((-2, -1))
+
+    class Vector(EnergyFunction):
+        event_ndim = 1
+
+        def forward(self, x):
+            return x.square().sum(-1)
+
+    with pytest.raises(ShapeError, match="1 and 2 axes"):
+        Image() + Vector()
+    with pytest.raises(ShapeError, match="1 and 2 axes"):
+        MixtureEnergy([Vector(), Image()], [0.0, 0.0])
+    assert (Image() + as_energy(lambda x: x.sum((1, 2))))(torch.ones(4, 2, 3)).tolist() == [
+        12.0
+    ] * 4
+
+
+def test_a_temperature_that_would_not_be_trained_is_refused():
+    temperature = nn.Parameter(torch.tensor(2.0))
+    for make in (lambda e: e.tempered(temperature), lambda e: e / temperature):
+        with pytest.raises(ConfigurationError, match="beta"):
+            make(QuadraticEnergy(torch.zeros(2)))

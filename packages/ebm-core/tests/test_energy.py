@@ -84,6 +84,14 @@ def test_states_of_the_wrong_shape_are_refused(energy, shape, hint):
         energy.batch_shape(torch.zeros(shape))
 
 
+def test_states_of_another_dtype_are_told_what_to_do():
+    network = as_energy(nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)))
+    with pytest.raises(ConfigurationError, match=r"x\.to\('cpu', torch.float32\)"):
+        network.gradient(torch.zeros(3, 2).double())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        network.gradient(torch.zeros(3, 5).double())
+
+
 def test_as_energy_registers_modules():
     net = nn.Sequential(nn.Linear(2, 4), nn.Dropout(), nn.Linear(4, 1))
     closure = as_energy(lambda x: net(x).squeeze(1), net)

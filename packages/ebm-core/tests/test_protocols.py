@@ -59,6 +59,18 @@ class Scaled(BaseLoss):
         return self.factor * self.energy(x).mean(), {"size": len(x)}
 
 
+def test_data_of_another_dtype_are_told_what_to_do():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
+    with pytest.raises(ConfigurationError, match=r"x\.to\('cpu', torch.float32\)"):
+        Scaled(network, 1.0)(torch.zeros(3, 2).double())
+    with pytest.raises(RuntimeError, match="its own"):
+        Scaled(failing, 1.0)(torch.zeros(3, 2).double())
+
+
+def failing(x):
+    raise RuntimeError("its own")
+
+
 def test_metrics_are_copies():
     class Reported(BaseLoss):
         def compute(self, x):

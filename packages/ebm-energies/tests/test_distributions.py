@@ -164,6 +164,27 @@ def test_moments_are_offered_where_known() -> None:
         cauchy.covariance()
 
 
+def test_a_seed_counts_in_full_and_touches_no_other_generator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    energy = DistributionEnergy(D.Normal(0.0, 1.0))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("all are seeded"))
+    state = torch.get_rng_state()
+    draws = energy.exact_sample(4, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(energy.exact_sample(4, seed=5), draws)
+    assert not torch.equal(energy.exact_sample(4, seed=5 + 2**32), draws)
+
+
+def test_laws_of_which_torch_says_what_is_not_so() -> None:
+    """Circular moments on the real numbers, and a parameter by the name of a moment."""
+    circle = D.VonMises(torch.zeros(2), torch.ones(2))
+    for law in (D.VonMises(0.0, 1.0), D.Independent(circle, 1)):
+        with pytest.raises(SupportError, match="circle"):
+            DistributionEnergy(law)
+    assert not hasattr(DistributionEnergy(D.Wishart(torch.tensor(5.0), torch.eye(2))), "covariance")
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(SupportError, match="Poisson"):
         DistributionEnergy(D.Poisson(1.0))

@@ -31,6 +31,13 @@ def test_draws_have_the_right_marginals(df: float) -> None:
     assert stats.kstest(draws.sum(1).numpy(), oblique.cdf).pvalue > 1e-6
 
 
+@pytest.mark.parametrize("df", (1e3, 1e5, 1e8))
+def test_many_degrees_of_freedom_keep_their_digits_in_float32(df: float) -> None:
+    found = StudentT(df, torch.zeros(3)).log_normalizer()
+    wanted = StudentT(df, torch.zeros(3).double()).log_normalizer()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
+
+
 def test_moments_exist_one_by_one() -> None:
     torch.testing.assert_close(StudentT(5.0, LOCATION, SCALE).covariance(), SCALE * 5 / 3)
     torch.testing.assert_close(StudentT(1.5, LOCATION).mean(), LOCATION)

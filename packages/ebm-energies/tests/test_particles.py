@@ -43,6 +43,14 @@ def test_thirteen_particles_reach_the_icosahedron() -> None:
     )
 
 
+def test_large_radii_do_not_overflow_in_float32() -> None:
+    energy = LennardJonesCluster(2, 3, sigma=1700.0, trap_stiffness=1e-6)
+    x = torch.tensor([[[0.0, 0.0, 0.0], [2040.0, 0.0, 0.0]]])
+    found, slope = energy.energy_and_gradient(x)
+    assert torch.isfinite(slope).all()
+    assert found.item() == pytest.approx(energy.double()(x.double()).item(), rel=1e-5)
+
+
 def test_coinciding_particles_have_infinite_energy_and_spoil_no_other_state() -> None:
     energy = LennardJonesCluster(3)
     x = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0))

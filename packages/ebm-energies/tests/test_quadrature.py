@@ -3,7 +3,7 @@ import math
 import pytest
 from scipy import stats
 
-from ebm_core import NumericalError, make_generator
+from ebm_core import ConfigurationError, NumericalError, make_generator
 from ebm_energies._quadrature import tabulate
 
 
@@ -23,3 +23,15 @@ def test_the_step_is_halved_until_the_density_is_resolved() -> None:
 def test_a_density_too_narrow_is_refused() -> None:
     with pytest.raises(NumericalError, match="less steep"):
         tabulate(lambda x: 0.5 * ((x - 0.3) / 1e-8).square(), -1.0, 1.0)
+
+
+def test_a_kink_converges_slower_and_is_taken() -> None:
+    line = tabulate(lambda u: u.abs(), -40.0, 40.0)
+    assert line.log_integral().item() == pytest.approx(math.log(2.0), abs=1e-9)
+
+
+def test_intervals_that_make_no_sense_are_named() -> None:
+    with pytest.raises(NumericalError, match="1 nats above its minimum.*wider interval"):
+        tabulate(lambda u: u.square(), -1.0, 1.0)
+    with pytest.raises(ConfigurationError, match="low < high"):
+        tabulate(lambda u: u.square(), 5.0, -5.0)

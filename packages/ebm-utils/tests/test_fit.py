@@ -12,7 +12,14 @@ from persistent_run import make_loss, run, run_data
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from ebm_core import BaseLoss, ConfigurationError, NumericalError, ShapeError, make_generator
+from ebm_core import (
+    BaseLoss,
+    ConfigurationError,
+    NumericalError,
+    ShapeError,
+    as_energy,
+    make_generator,
+)
 from ebm_core.testing import QuadraticEnergy
 from ebm_utils import ParameterAverage, cosine_schedule, fit, plot_training
 from ebm_utils.training import read_checkpoint
@@ -242,6 +249,27 @@ def test_losses_that_are_none_are_refused(loss, trained, error):
 
 
 # Ends
+
+
+def test_a_function_whose_parameters_nobody_knows_is_refused():
+    """Beside a parameter of the loss's own, the network would be left as it is in silence."""
+    network = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
+
+    class Shifted(BaseLoss):
+        def __init__(self, energy):
+            super().__init__(energy)
+            self.shift = torch.nn.Parameter(torch.zeros(()))
+
+        def compute(self, x):
+            return (self.energy(x) + self.shift).square().mean(), {}
+
+    def function(x):
+        return network(x)
+
+    with pytest.raises(ConfigurationError, match="as_energy"):
+        fit(Shifted(function), run_data(), n_steps=2)
+    fit(Shifted(as_energy(function, network)), run_data(), n_steps=2)
+    fit(Shifted(function), run_data(), n_steps=2, parameters=network)
 
 
 class Breaking(BaseLoss):

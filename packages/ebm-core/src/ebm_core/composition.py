@@ -34,6 +34,13 @@ class CompositeEnergy(EnergyFunction):
 
     def _adopt(self) -> None:
         """Take over the parts' event shape; check that supports fit, once the parts are set."""
+        ranks = {rank for part in self.parts() if (rank := _rank(part)) is not None}
+        if len(ranks) > 1:
+            raise ShapeError(
+                f"energies of events of {' and '.join(map(str, sorted(ranks)))} axes were combined",
+                "energies of one event shape",
+                "combine energies of equal shape, by one that flattens its states for example",
+            )
         for part in self.parts():
             if part.event_shape is not None:
                 if self.event_shape not in (None, part.event_shape):
@@ -57,6 +64,11 @@ class CompositeEnergy(EnergyFunction):
         dtype = given.dtype if isinstance(given, Tensor) and given.ndim else dtype
         with torch.inference_mode(False):  # a buffer that autograd can use later
             self.register_buffer(name, torch.tensor(value.tolist(), device=device, dtype=dtype))
+
+
+def _rank(energy: EnergyFunction) -> int | None:
+    """The number of axes of its events, if it says so."""
+    return energy.event_ndim if energy.event_shape is None else len(energy.event_shape)
 
 
 class SumEnergy(CompositeEnergy):

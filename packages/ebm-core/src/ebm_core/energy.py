@@ -89,12 +89,19 @@ class EnergyFunction(nn.Module, ABC):
 
         Raises:
             ShapeError: If ``forward`` does not give one number a state.
-            ConfigurationError: If the energy cannot be differentiated with respect to ``x``.
+            ConfigurationError: If the energy cannot be differentiated with respect to ``x``, or
+                takes states of another dtype or device.
         """
         batch_shape = self.batch_shape(x)
         with torch.inference_mode(False), torch.enable_grad():
             x = self._differentiable(x, create_graph)
-            energy = self(x)
+            try:
+                energy = self(x)
+            except RuntimeError as error:
+                reason = misfit(self, x)
+                if reason is None:
+                    raise
+                raise reason from error
             check_energies(energy, batch_shape)
             gradient = None
             if energy.requires_grad:
@@ -164,7 +171,16 @@ class EnergyFunction(nn.Module, ABC):
 
         Args:
             temperature: T > 0; above 1 flattens the density.
+
+        Raises:
+            ConfigurationError: If it is no positive number, or a parameter.
         """
+        if isinstance(temperature, nn.Parameter):
+            raise ConfigurationError(
+                "the temperature is a parameter, which would not be trained",
+                "a number",
+                "multiply by the parameter instead: beta * energy",
+            )
         return (1.0 / check_positive("temperature", temperature)) * self
 
     def __add__(self, other: EnergyLike) -> "SumEnergy":
@@ -318,6 +334,26 @@ def check_energies(energy: Any, batch_shape: torch.Size) -> Tensor:
             "a single state needs a batch axis, x[None]",
         )
     return energy
+
+
+def misfit(energy: EnergyFunction, x: Tensor) -> ConfigurationError | None:
+    """What is wrong with states that an energy has failed with: their dtype or device, or nothing.
+
+    It is that if states of its parameters' dtype and device are taken.
+    """
+    device, dtype = state_options(energy)
+    if (x.device, x.dtype) == (device, dtype):
+        return None
+    try:
+        with torch.no_grad():
+            energy(x.detach().to(device, dtype))
+    except Exception:  # of any kind: the error to report is the one that led here
+        return None
+    return ConfigurationError(
+        f"the energy cannot take x of {x.dtype} on {x.device}",
+        f"states of its parameters' {dtype} on {device}",
+        f"pass x.to({str(device)!r}, {dtype}), or move the energy with energy.to(x)",
+    )
 
 
 def state_options(energy: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ebm_core.energy import EnergyFunction, EnergyLike, as_energy
+from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, misfit
 from ebm_core.errors import ConfigurationError
 from ebm_core.results import SampleResult
 from ebm_core.validation import check_finite_loss
@@ -273,7 +273,8 @@ class BaseLoss(nn.Module, ABC):
             **kwargs: Passed to `compute`.
 
         Raises:
-            ConfigurationError: If ``x`` is no tensor.
+            ConfigurationError: If ``x`` is no tensor, or of a dtype or on a device that the energy
+                does not take.
             ShapeError: If ``x`` is no batch of the energy's states, or the loss is no scalar.
             NumericalError: If the loss is NaN or infinite.
         """
@@ -286,7 +287,13 @@ class BaseLoss(nn.Module, ABC):
         self.energy.batch_size(x)
         if x.is_inference() and not torch.is_inference_mode_enabled():
             x = x.clone()  # which can take part in a backward pass
-        loss, metrics = self.compute(x, *args, **kwargs)
+        try:
+            loss, metrics = self.compute(x, *args, **kwargs)
+        except RuntimeError as error:
+            reason = misfit(self.energy, x)
+            if reason is None:
+                raise
+            raise reason from error
         # Copies: what changes in place later, a parameter or the loss, would change them too.
         self.metrics = {
             name: torch.as_tensor(value).detach().clone() for name, value in metrics.items()

@@ -43,7 +43,11 @@ def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torc
         >>> torch.equal(first, second)
         True
     """
+    return torch.Generator(device=device).manual_seed(folded_key(seed))
+
+
+def folded_key(seed: int | None) -> int:
+    """``draw_key(seed)`` as ``manual_seed`` takes it, and such that all of its bits count."""
     key = draw_key(seed)
     key ^= key >> 32  # torch's CPU generator reads the low 32 bits only: fold the high ones in
-    signed = key - 2**64 if key >= 2**63 else key  # manual_seed takes signed 64-bit integers
-    return torch.Generator(device=device).manual_seed(signed)
+    return key - 2**64 if key >= 2**63 else key  # manual_seed takes signed 64-bit integers

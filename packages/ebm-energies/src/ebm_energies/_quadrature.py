@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebm_core import NumericalError
+from ebm_core import ConfigurationError, NumericalError
 
 FAR = 60.0
 """Nats above the lowest energy beyond which exp(-E) counts as nothing."""
 
 _FIRST_NODES, _MOST_NODES = 2**15 + 1, 2**22 + 1
-_TOLERANCE = 1e-11
+_TOLERANCE, _ROUGH_TOLERANCE = 1e-11, 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +76,10 @@ def tabulate(
     Raises:
         NumericalError: If 4 million nodes do not resolve it.
     """
+    if not low < high:
+        raise ConfigurationError(
+            f"the interval is ({low:g}, {high:g})", "low < high", "turn the ends round"
+        )
     n = _FIRST_NODES
     while n <= _MOST_NODES:
         nodes = torch.linspace(low, high, n, dtype=torch.float64, device=device)
@@ -85,6 +89,15 @@ def tabulate(
         if change.item() < _TOLERANCE:
             return line
         n = 2 * (n - 1) + 1
+    if change.item() < _ROUGH_TOLERANCE:  # of a kink: the error is a third of the change
+        return line
+    ends = (line.energies[[0, -1]] - line.energies.min()).min().item()
+    if ends < FAR / 2:
+        raise NumericalError(
+            f"at an end of ({low:g}, {high:g}) the energy is {ends:.3g} nats above its minimum",
+            f"an interval at whose ends the density has vanished, {FAR:g} nats or more",
+            "give a wider interval",
+        )
     raise NumericalError(
         f"with {_MOST_NODES} nodes the log integral still changes by {change.item():.1e}",
         "a density that this many nodes resolve",

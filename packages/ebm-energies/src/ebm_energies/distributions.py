@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Transform, constraints
+from torch.distributions import Distribution, Independent, Transform, VonMises, constraints
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import _InverseTransform
 
-from ebm_core import ConfigurationError, EnergyFunction, SupportError, draw_key, state_options
+from ebm_core import ConfigurationError, EnergyFunction, SupportError, state_options
+from ebm_core.seeding import folded_key
 from ebm_core.validation import check_integer
 from ebm_energies._base import available_if, hold
 
@@ -33,7 +34,7 @@ class DistributionEnergy(EnergyFunction):
             states ``(batch,)``.
 
     Raises:
-        SupportError: If it is discrete.
+        SupportError: If it is discrete, or a law on the circle (VonMises).
         ConfigurationError: If it is no distribution, or has batch axes.
 
     Example:
@@ -119,13 +120,17 @@ class DistributionEnergy(EnergyFunction):
     def exact_sample(self, n: int, seed: int | None = None) -> Tensor:
         """``n`` independent draws, ``(n, *event)``.
 
-        Distributions draw from torch's global generator; it is seeded for the call, and its state
-        restored after it.
+        Distributions draw from the global generator of their device; it is seeded for the call, and
+        its state restored after it.
         """
         check_integer("n", n, at_least=1)
-        key, device = draw_key(seed), state_options(self)[0]
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(key)
+        key, device = folded_key(seed), state_options(self)[0]
+        on_gpu = device.type == "cuda"
+        with torch.random.fork_rng(devices=[device] if on_gpu else []):
+            torch.default_generator.manual_seed(key)  # manual_seed would seed all devices
+            if on_gpu:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(key)
             return self.distribution.sample((n,))
 
     def _existing(self, name: str, moment: Tensor | None) -> Tensor:
@@ -177,7 +182,15 @@ class _Mirror(nn.Module):
 
 
 def _support(distribution: Distribution) -> Constraint:
-    support = distribution.support
+    support, base = distribution.support, distribution
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if isinstance(base, VonMises):
+        raise SupportError(
+            "VonMises is a law on the circle, which torch takes for one on the real numbers",
+            "a law on a support of torch.distributions.constraints",
+            "write its energy, -κ cos(x - μ), as a function, and let samplers move on the circle",
+        )
     if support is None:
         raise ConfigurationError(
             f"{type(distribution).__name__} names no support", "a support", "define its `support`"
@@ -200,9 +213,10 @@ def _mean(distribution: Distribution) -> Tensor | None:
 
 
 def _covariance(distribution: Distribution) -> Tensor | None:
-    matrix = getattr(distribution, "covariance_matrix", None)
-    if isinstance(matrix, Tensor):
-        return matrix
+    matrix, n = getattr(distribution, "covariance_matrix", None), distribution.event_shape.numel()
+    vector = len(distribution.event_shape) == 1
+    if isinstance(matrix, Tensor) and vector and matrix.shape == (n, n):
+        return matrix  # of a Wishart law it is a parameter
     scalar = distribution.event_shape.numel() == 1
     product = isinstance(distribution, Independent) and not distribution.base_dist.event_shape
     try:

@@ -71,9 +71,10 @@ class StudentT(EnergyFunction):
 
     def log_normalizer(self) -> Tensor:
         """log Γ(ν/2) - log Γ((ν+d)/2) + d/2 log νπ + ½ log det S."""
-        dim, df = len(self.location), self.df
+        dim, df = len(self.location), self.df.double()  # large terms that cancel
         gammas = torch.lgamma(0.5 * df) - torch.lgamma(0.5 * (df + dim))
-        return gammas + 0.5 * dim * (math.pi * df).log() - log_abs_det(self.whitening)
+        scaled = gammas + 0.5 * dim * (math.pi * df).log()
+        return scaled.to(self.df.dtype) - log_abs_det(self.whitening)
 
     def mean(self) -> Tensor:
         """μ, ``(d,)``.

@@ -60,9 +60,10 @@ class LennardJonesCluster(EnergyFunction):
     def forward(self, x: Tensor) -> Tensor:
         """The energy: ``(..., n, n_dims) -> (...)``; infinite where particles coincide."""
         squares = (x.unsqueeze(-2) - x.unsqueeze(-3)).square().sum(-1)
-        # Every pair counts twice. A particle's distance to itself is set to 1 before the division
+        # Every pair counts twice. A particle's distance to itself is set to σ before the division
         # and its term to 0 after it, so that neither value nor gradient sees a division by zero.
-        pairs = self._pair(squares + self.identity) * (1.0 - self.identity)
+        itself = self.identity * self.sigma.square()
+        pairs = self._pair(squares + itself) * (1.0 - self.identity)
         trap = self.trap_stiffness * x.square().sum((-2, -1))
         return 0.5 * (pairs.sum((-2, -1)) + trap)
 

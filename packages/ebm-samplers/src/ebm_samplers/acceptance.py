@@ -88,5 +88,7 @@ def check_resolution(potential: Tensor) -> None:
             f"{potential.abs().max().item():.3g}, where {potential.dtype} resolves no better than "
             f"{spacing.max().item():.2g} nats",
             f"{RESOLUTION} nats or better, for the accept test",
-            "use float64 for states and energy, or subtract an offset inside forward",
+            "if energies fall without bound, check the sign (E = -log p) and that exp(-E) can be "
+            "normalised (base_scale of a network, for example); if they are right, use float64 for "
+            "states and energy, or subtract an offset inside forward",
         )

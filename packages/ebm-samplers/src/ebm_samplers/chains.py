@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 
 from ebm_core import (
-    ConfigurationError,
     EBMError,
     EnergyFunction,
     NumericalError,
     ShapeError,
-    state_options,
 )
+from ebm_core.energy import misfit
 from ebm_samplers.acceptance import check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.noise import Noise
@@ -364,14 +363,7 @@ def _reason(energy: EnergyFunction, x: Tensor) -> EBMError | None:
             "(chain, *event)",
             "add the chain axis with x[None]",
         )
-    device, dtype = state_options(energy)
-    if (x.device, x.dtype) != (device, dtype) and takes(x.to(device, dtype)):
-        return ConfigurationError(
-            f"the energy cannot take x of {x.dtype} on {x.device}",
-            f"states of its parameters' {dtype} on {device}",
-            f"pass x.to({str(device)!r}, {dtype}), or move the energy with energy.to(x)",
-        )
-    return None
+    return misfit(energy, x)
 
 
 def require_finite(state: State) -> None:

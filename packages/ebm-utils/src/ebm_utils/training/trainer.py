@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ebm_core import ConfigurationError, NumericalError
+from ebm_core.energy import CallableEnergy
 from ebm_core.validation import check_finite_loss, check_positive
 from ebm_utils.training.averaging import ParameterAverage
 from ebm_utils.training.batches import Batches
@@ -225,6 +226,7 @@ def _trained(
             )
         return [p for group in optimizer.param_groups for p in group["params"]]
     if parameters is None:
+        _check_energy(loss)
         parameters = loss.parameters() if isinstance(loss, nn.Module) else ()
     elif isinstance(parameters, nn.Module):
         parameters = parameters.parameters()
@@ -233,9 +235,21 @@ def _trained(
         raise ConfigurationError(
             f"the loss, a {type(loss).__name__}, has no parameters to train",
             "parameters that require gradients",
-            "pass parameters=energy.parameters()",
+            "pass parameters=network, or make the loss of the network itself: of a function, only "
+            "modules that are named are known, as_energy(f, network)",
         )
     return trained
+
+
+def _check_energy(loss: Loss) -> None:
+    """Refuse a function whose parameters nobody knows, beside which the loss has others."""
+    energy = getattr(loss, "energy", None)
+    if isinstance(energy, CallableEnergy) and not any(True for _ in energy.parameters()):
+        raise ConfigurationError(
+            f"the energy of the {type(loss).__name__} is a function without parameters",
+            "one whose parameters are known",
+            "name its modules, as_energy(f, network), or pass what is trained as parameters",
+        )
 
 
 def _restore_dtypes(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
