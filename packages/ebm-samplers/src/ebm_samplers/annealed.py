@@ -9,6 +9,7 @@ last rung alone would never reach.
 
 from collections.abc import Callable, Hashable, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,8 @@ class AnnealedLangevin(LangevinDynamics):
         >>> round(x.abs().mean().item(), 1), abs((x > 0).float().mean().item() - 0.5) < 0.1
         (4.0, True)
     """
+
+    fixed: ClassVar[frozenset[str]] = frozenset({"ladder", "levels", "steps_per_level"})
 
     def __init__(
         self,

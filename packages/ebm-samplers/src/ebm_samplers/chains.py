@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ebm_core import (
+    ConfigurationError,
     EBMError,
     EnergyFunction,
     NumericalError,
@@ -322,6 +323,13 @@ class TorchChains(Chains):
                 self.schedule_step += 1
                 self._note_energy()
                 if self.adapted_step_size is not None and adaptation is not None:
+                    if "acceptance_rate" not in statistics:
+                        raise ConfigurationError(
+                            f"a {type(self.sampler).__name__} with target_acceptance reports no "
+                            "acceptance_rate",
+                            "a sampler with an accept step",
+                            "leave out target_acceptance, or report acceptance_rate",
+                        )
                     acceptance = torch.as_tensor(statistics["acceptance_rate"])
                     self.adapted_step_size = adaptation.moved(
                         self.adapted_step_size, acceptance, age

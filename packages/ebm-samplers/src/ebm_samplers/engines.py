@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ebm_core import ConfigurationError, evaluation_mode, state_options
+from ebm_samplers.arguments import checked_states
 from ebm_samplers.captured import (
     CannotCapture,
     CapturedChains,
@@ -115,6 +116,7 @@ def explained(sampler: "MarkovSampler", x: Tensor | None) -> Explanation:
             )
         device, dtype = state_options(sampler.energy)
         x = torch.zeros(1, *shape, device=device, dtype=dtype)
+    x = checked_states(sampler.energy, x, "x")
     explanation = _explained(sampler, x)
     if explanation.engine == "fused" or not captured_on(x.device):
         return explanation

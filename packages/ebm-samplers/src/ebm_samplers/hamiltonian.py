@@ -7,7 +7,7 @@ so that they stay in step.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +19,7 @@ from ebm_core.energy import EnergyLike
 from ebm_core.validation import check_integer, check_number
 from ebm_samplers.acceptance import metropolis
 from ebm_samplers.mass import checked_mass, kernel_mass, mass_for
-from ebm_samplers.sampler import MarkovSampler
+from ebm_samplers.sampler import Check, MarkovSampler
 from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream
@@ -61,6 +61,10 @@ class HamiltonianMonteCarlo(MarkovSampler):
     statistics: ClassVar[tuple[str, ...]] = (*MarkovSampler.statistics, "energy")
     usual_acceptance: ClassVar[float] = 0.8
     kernel: ClassVar[str | None] = "hmc"
+    checks: ClassVar[Mapping[str, Check]] = {
+        "n_leapfrog_steps": lambda value: check_integer("n_leapfrog_steps", value, at_least=1),
+        "jitter": lambda value: check_number("jitter", value, at_least=0, at_most=1),
+    }
 
     def __init__(
         self,
@@ -74,9 +78,9 @@ class HamiltonianMonteCarlo(MarkovSampler):
         engine: str = "auto",
     ) -> None:
         super().__init__(energy, step_size, target_acceptance=target_acceptance, engine=engine)
-        self.n_leapfrog_steps = check_integer("n_leapfrog_steps", n_leapfrog_steps, at_least=1)
+        self.n_leapfrog_steps = n_leapfrog_steps
         self.mass = None if mass is None else checked_mass(mass, self.energy.event_shape)
-        self.jitter = check_number("jitter", jitter, at_least=0, at_most=1)
+        self.jitter = jitter
 
     def prepare(self, x: Tensor, context: Context) -> None:
         """Fit the mass to the states."""

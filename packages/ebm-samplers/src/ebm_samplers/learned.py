@@ -25,7 +25,9 @@ def pooled_covariance(draws: Tensor, *, dense: bool) -> Tensor:
     """The covariance within and between chains, regularised as in Stan.
 
     That of n draws in all is shrunk to n/(n + 5)·Σ + 5/(n + 5)·D, with D = 0.001·I as in Stan's
-    warm-up, but for elements of a smaller variance, for which it is that.
+    warm-up, but for elements of a smaller variance, for which it is that, and in whole matrices,
+    which fewer draws than elements make singular, for those of a variance above 1, for which it is
+    a thousandth of that.
 
     Args:
         draws: ``(chain, draw, d)``; two or more in all.
@@ -41,6 +43,7 @@ def pooled_covariance(draws: Tensor, *, dense: bool) -> Tensor:
     floor = torch.where(variance > 0, variance, 1.0).clamp(max=1e-3) * 5 / (n + 5)
     if not dense:
         return variance * (n / (n + 5)) + floor
+    floor = floor * variance.clamp(min=1.0)
     covariance = centred.mT @ centred / (n - 1) * (n / (n + 5))
     return covariance + floor.diag()
 

@@ -5,6 +5,7 @@ drawn with their multinomial weights, and U-turns are told by momenta. The trees
 `ebm_samplers.trees`, those of the fused engine in `ebm_samplers.fused.kernels.nuts`.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,7 +15,7 @@ from ebm_core import ConfigurationError
 from ebm_core.energy import EnergyLike
 from ebm_core.validation import check_integer
 from ebm_samplers.mass import checked_mass, kernel_mass, mass_for
-from ebm_samplers.sampler import MarkovSampler
+from ebm_samplers.sampler import Check, MarkovSampler
 from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream
@@ -22,6 +23,17 @@ from ebm_samplers.trees import Dynamics, Point, Tree, doubled
 
 DEEPEST = 15
 """Of all trees: what numbers in the random streams leave room for."""
+
+
+def _checked_depth(max_tree_depth: Any) -> int:
+    depth = check_integer("max_tree_depth", max_tree_depth, at_least=1)
+    if depth > DEEPEST:
+        raise ConfigurationError(
+            f"max_tree_depth is {depth}",
+            f"an integer from 1 to {DEEPEST}",
+            "raise step_size, or give a mass: trajectories of 2¹⁵ leapfrogs do not pay",
+        )
+    return depth
 
 
 class NUTS(MarkovSampler):
@@ -56,6 +68,7 @@ class NUTS(MarkovSampler):
     statistics: ClassVar[tuple[str, ...]] = (*MarkovSampler.statistics, "energy", "tree_depth")
     usual_acceptance: ClassVar[float] = 0.8
     kernel: ClassVar[str | None] = "nuts"
+    checks: ClassVar[Mapping[str, Check]] = {"max_tree_depth": _checked_depth}
 
     def __init__(
         self,
@@ -68,13 +81,7 @@ class NUTS(MarkovSampler):
         engine: str = "auto",
     ) -> None:
         super().__init__(energy, step_size, target_acceptance=target_acceptance, engine=engine)
-        self.max_tree_depth = check_integer("max_tree_depth", max_tree_depth, at_least=1)
-        if max_tree_depth > DEEPEST:
-            raise ConfigurationError(
-                f"max_tree_depth is {max_tree_depth}",
-                f"an integer from 1 to {DEEPEST}",
-                "raise step_size, or give a mass: trajectories of 2¹⁵ leapfrogs do not pay",
-            )
+        self.max_tree_depth = max_tree_depth
         self.mass = None if mass is None else checked_mass(mass, self.energy.event_shape)
 
     def prepare(self, x: Tensor, context: Context) -> None:

@@ -65,6 +65,8 @@ from ebm_samplers.states import Context, State, Statistics
 from ebm_samplers.stored import PathLike, opened
 
 Array = NDArray[Any]
+Check = Callable[[Any], Any]
+"""Gives a setting as it is kept, or raises."""
 
 
 class MarkovSampler(BaseSampler):
@@ -93,6 +95,9 @@ class MarkovSampler(BaseSampler):
             `ebm_samplers.fused.kernels`, or the path of such a file; None if there is none.
         state_class: What the chains' states are; of those of a kernel, the fields after
             ``gradient`` are of the shape of ``x`` (class attribute).
+        checks: What makes sense of settings, by the attribute's name, whenever it is set (class
+            attribute).
+        fixed: Attributes that cannot be changed (class attribute).
         settings: What may be a schedule, by name.
     """
 
@@ -101,6 +106,8 @@ class MarkovSampler(BaseSampler):
     usual_acceptance: ClassVar[float] = 0.6
     kernel: ClassVar[str | None] = None
     state_class: ClassVar[type[State]] = State
+    checks: ClassVar[Mapping[str, Check]] = {}
+    fixed: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -124,14 +131,26 @@ class MarkovSampler(BaseSampler):
         self.step_size = step_size
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; calls are then no longer what they were."""
+        """Set an attribute, checked as in the constructor; calls are then no longer what they were.
+
+        Raises:
+            ConfigurationError: If the value makes no sense, or the attribute cannot be changed.
+        """
+        if name in self.checks:
+            value = self.checks[name](value)
+        if name in self.fixed and name in vars(self):
+            raise ConfigurationError(
+                f"{name} is set to {value!r:.80} after construction",
+                f"the {name} that the {type(self).__name__} was made with",
+                "make another sampler",
+            )
         if "_last" in vars(self):
             vars(self)["_last"] = replace(self._last, repeat=None)
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy begins with: no call has been made."""
-        return {**vars(self), "_last": LastCall()}
+        return {**vars(self), "settings": dict(self.settings), "_last": LastCall()}
 
     def require_support(self) -> None:
         """Refuse an energy on states that the steps are not made for; discrete ones, by default.
@@ -382,6 +401,12 @@ class MarkovSampler(BaseSampler):
         n_steps, thin, burn_in = checked_numbers(n_steps, thin, burn_in)
         check_choice("keep", keep, ("final", "trajectory", "moments"))
         start = {"x_init": x_init, "n_samples": n_samples, "dim": dim}
+        if callback is not None and not callable(callback):
+            raise ConfigurationError(
+                f"callback is {callback!r:.80}",
+                "a callable that takes the result so far",
+                "pass a function, or None",
+            )
         store, resume = opened(keep, out, resume, ("potential", *self.statistics))
         if resume is not None:
             others = {"seed": seed, "first_chain": first_chain or None, "beta": beta}
@@ -432,9 +457,12 @@ class MarkovSampler(BaseSampler):
         Raises:
             ConfigurationError: If it is not a state of such a sampler.
         """
-        if set(state_dict) != set(self.state_dict()):
+        if not isinstance(state_dict, Mapping) or set(state_dict) != set(self.state_dict()):
+            entries = isinstance(state_dict, Mapping)
             raise ConfigurationError(
-                f"the state has the entries {sorted(state_dict)}",
+                f"the state has the entries {sorted(map(str, state_dict))}"
+                if entries
+                else f"the state is a {type(state_dict).__name__}",
                 f"{sorted(self.state_dict())}",
                 "load what state_dict() of such a sampler gave",
             )
@@ -444,13 +472,11 @@ class MarkovSampler(BaseSampler):
                 "both or neither",
                 "construct the sampler with the target_acceptance it had when it was saved",
             )
-        key = state_dict["key"]
-        self._key = None if key is None else draw_key(int(key))
-        self._counter = check_integer("counter", state_dict["counter"])
-        step_size = state_dict["step_size"]
-        self._adapted_step_size = (
-            None if step_size is None else check_positive("step_size", step_size)
-        )
+        key, step_size = state_dict["key"], state_dict["step_size"]
+        key = None if key is None else draw_key(key)
+        counter = check_integer("counter", state_dict["counter"])
+        step_size = None if step_size is None else check_positive("step_size", step_size)
+        self._key, self._counter, self._adapted_step_size = key, counter, step_size
 
     @contextmanager
     def _running(

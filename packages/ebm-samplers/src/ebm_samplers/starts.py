@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ebm_core import ConfigurationError, EnergyFunction, NumericalError, evaluation_mode
+from ebm_core.energy import misfit
 from ebm_samplers.noise import fill_normals
 from ebm_samplers.states import per_chain
 from ebm_samplers.streams import Stream
@@ -99,7 +100,13 @@ def require_repeatable(energy: EnergyFunction, x: Tensor) -> None:
         ConfigurationError: If they do.
     """
     with evaluation_mode(energy), torch.no_grad():
-        first, second = energy(x), energy(x)
+        try:
+            first, second = energy(x), energy(x)
+        except RuntimeError as error:
+            reason = misfit(energy, x)
+            if reason is None:
+                raise
+            raise reason from error
     if not torch.equal(first.nan_to_num(), second.nan_to_num()):
         raise ConfigurationError(
             "the energy gave two different values for the same state",
