@@ -264,10 +264,15 @@ def test_chees_of_an_exact_flow_has_its_closed_form():
 
 def test_covariances_are_pooled_and_shrunk_as_in_stan():
     draws = torch.randn(4, 50, 3, dtype=torch.float64) + torch.arange(4.0)[:, None, None]
-    whole = torch.cov(draws.reshape(-1, 3).T) * (200 / 205) + torch.eye(3) * (1e-3 * 5 / 205)
-    assert torch.allclose(pooled_covariance(draws, dense=True), whole.double())
-    assert torch.allclose(pooled_covariance(draws, dense=False), whole.diagonal().double())
-    assert torch.allclose(learned_mass(draws, "dense"), torch.linalg.inv(whole).double())
+    for scale in (0.5, 100.0):  # of a variance below 1, and above, where the shrinkage is relative
+        scaled = scale * draws
+        sample = torch.cov(scaled.reshape(-1, 3).T)
+        share = 1e-3 * 5 / 205 * torch.eye(3).double()
+        whole = sample * (200 / 205) + share * sample.diagonal().clamp(min=1.0)
+        assert torch.allclose(pooled_covariance(scaled, dense=True), whole, rtol=1e-9)
+        assert torch.allclose(learned_mass(scaled, "dense"), torch.linalg.inv(whole), rtol=1e-6)
+        diagonal = (sample * (200 / 205) + share).diagonal()
+        assert torch.allclose(pooled_covariance(scaled, dense=False), diagonal, rtol=1e-9)
 
 
 @pytest.mark.parametrize("factor", (0.1, 10.0))
