@@ -44,7 +44,6 @@ def test_draws_are_right_or_a_warning_says_otherwise(name):
         assert any("separate modes" in warning for warning in result.warnings)
     if name in ("eight_schools_centred", "funnel"):
         assert any("ended in a divergence" in warning for warning in result.warnings)
-        assert any(warning.startswith("R-hat is") for warning in result.warnings)
 
 
 @pytest.mark.parametrize("name", TARGETS)
