@@ -46,7 +46,7 @@ def test_settings_are_checked_whenever_they_are_set(sampler, name, wrong, right)
 )
 def test_a_ladder_that_schedules_were_made_from_stays(name, value):
     sampler = AnnealedLangevin(energy, [3.0, 2.0, 1.0], steps_per_level=100)
-    with pytest.raises(ConfigurationError, match="make another sampler"):
+    with pytest.raises(ConfigurationError, match="make another one"):
         setattr(sampler, name, value)
     assert sampler.n_annealing_steps == 200
 

@@ -139,6 +139,15 @@ def test_numbers_of_numpy_are_saved_as_numbers(tmp_path):
     assert_same(whole, resumed)
 
 
+def test_versions_of_modules_are_kept(tmp_path):
+    """By which modules know what an older state, or one without an entry, means."""
+    state = nn.Sequential(nn.BatchNorm1d(2)).state_dict()
+    write_checkpoint(tmp_path / "state.pt", {"module": state})
+    read = read_checkpoint(tmp_path / "state.pt")["module"]
+    assert read._metadata == state._metadata
+    assert read._metadata["0"]["version"] == 2
+
+
 def test_parameters_outside_modules_are_saved(tmp_path):
     weight = nn.Parameter(torch.zeros(2))
 

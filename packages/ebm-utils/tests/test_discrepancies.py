@@ -215,6 +215,18 @@ def test_equal_statistics_of_discrete_states_count():
         assert abs(found - 0.0692) < 4 * (0.0692 * 0.93 / 2000) ** 0.5
 
 
+def test_statistics_may_be_integers_but_not_nan():
+    x, y = torch.arange(8.0)[:, None], torch.arange(8.0)[:, None] + 0.5
+    found = permutation_test(x, y, lambda a, b: (a > b).sum(), n_permutations=20, seed=0)
+    assert 0 < found.p_value <= 1
+
+    def broken(a, b):
+        return (a.mean() - 3.5).sqrt()
+
+    with pytest.raises(NumericalError, match="not finite"):
+        permutation_test(x, y, broken, n_permutations=20, seed=0)
+
+
 @pytest.mark.parametrize("statistic", (energy_distance, mmd), ids=("energy", "mmd"))
 def test_permutations_keep_their_level_and_have_power(statistic):
     p_values = [

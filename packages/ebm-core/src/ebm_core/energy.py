@@ -12,7 +12,8 @@ event has, by ``event_shape`` (the exact shape) or, where the size is free, by `
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -95,13 +96,8 @@ class EnergyFunction(nn.Module, ABC):
         batch_shape = self.batch_shape(x)
         with torch.inference_mode(False), torch.enable_grad():
             x = self._differentiable(x, create_graph)
-            try:
+            with misfits_explained(self, x):
                 energy = self(x)
-            except RuntimeError as error:
-                reason = misfit(self, x)
-                if reason is None:
-                    raise
-                raise reason from error
             check_energies(energy, batch_shape)
             gradient = None
             if energy.requires_grad:
@@ -354,6 +350,18 @@ def misfit(energy: EnergyFunction, x: Tensor) -> ConfigurationError | None:
         f"states of its parameters' {dtype} on {device}",
         f"pass x.to({str(device)!r}, {dtype}), or move the energy with energy.to(x)",
     )
+
+
+@contextmanager
+def misfits_explained(energy: EnergyFunction, x: Tensor) -> Iterator[None]:
+    """Within it, torch's error is a `ConfigurationError` where `misfit` says what is wrong."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = misfit(energy, x)
+        if reason is None:
+            raise
+        raise reason from error
 
 
 def state_options(energy: nn.Module) -> tuple[torch.device, torch.dtype]:

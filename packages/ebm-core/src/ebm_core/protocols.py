@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, misfit
+from ebm_core.energy import EnergyFunction, EnergyLike, as_energy, misfits_explained
 from ebm_core.errors import ConfigurationError
 from ebm_core.results import SampleResult
 from ebm_core.validation import check_finite_loss
@@ -287,13 +287,8 @@ class BaseLoss(nn.Module, ABC):
         self.energy.batch_size(x)
         if x.is_inference() and not torch.is_inference_mode_enabled():
             x = x.clone()  # which can take part in a backward pass
-        try:
+        with misfits_explained(self.energy, x):
             loss, metrics = self.compute(x, *args, **kwargs)
-        except RuntimeError as error:
-            reason = misfit(self.energy, x)
-            if reason is None:
-                raise
-            raise reason from error
         # Copies: what changes in place later, a parameter or the loss, would change them too.
         self.metrics = {
             name: torch.as_tensor(value).detach().clone() for name, value in metrics.items()

@@ -189,7 +189,7 @@ def _support(distribution: Distribution) -> Constraint:
         raise SupportError(
             "VonMises is a law on the circle, which torch takes for one on the real numbers",
             "a law on a support of torch.distributions.constraints",
-            "write its energy, -κ cos(x - μ), as a function, and let samplers move on the circle",
+            "sample its energy, -κ cos(x - μ), as a function, and take the draws modulo 2π",
         )
     if support is None:
         raise ConfigurationError(

@@ -110,6 +110,7 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
             initializer=self.buffer.initializer,
         )
         self._labels: Tensor | None = None
+        self._together = False  # there is one label for each state
 
     def compute(  # type: ignore[override]
         self, x: Tensor, labels: Tensor, negatives: Tensor | None = None
@@ -150,10 +151,6 @@ class ConditionalContrastiveDivergence(PersistentContrastiveDivergence):
         """Slots of the classes of this call, and a copy of their chains."""
         assert self._labels is not None, "compute has set them"
         return self.buffer.draw_for(self._labels)
-
-    def energies_of(self, x: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """E(x, labels) and E(negatives, labels), one label a state: by two calls."""
-        return self._apart(x, negatives)
 
     def mean_over_negatives(self, energies: Tensor) -> Tensor:
         """The mean energy of negatives, with ``leave_out_stuck`` of those that moved.

@@ -74,6 +74,16 @@ def checked_numbers(n_steps: int, thin: int, burn_in: int) -> tuple[int, int, in
     return n_steps, thin, burn_in
 
 
+def check_callback(callback: Any) -> None:
+    """Refuse what cannot be called."""
+    if callback is not None and not callable(callback):
+        raise ConfigurationError(
+            f"callback is {callback!r:.80}",
+            "a callable that takes the result so far",
+            "pass a function, or None",
+        )
+
+
 def empty_states(
     energy: EnergyFunction, n_samples: int | None, dim: int | tuple[int, ...] | None
 ) -> Tensor:

@@ -18,8 +18,9 @@ from torch import Tensor
 from ebm_core.energy import EnergyLike
 from ebm_core.validation import check_integer, check_number
 from ebm_samplers.acceptance import metropolis
+from ebm_samplers.attributes import Check
 from ebm_samplers.mass import checked_mass, kernel_mass, mass_for
-from ebm_samplers.sampler import Check, MarkovSampler
+from ebm_samplers.sampler import MarkovSampler
 from ebm_samplers.schedules import Schedule
 from ebm_samplers.states import Context, State, Statistics, per_chain
 from ebm_samplers.streams import Stream

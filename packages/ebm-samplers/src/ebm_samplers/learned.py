@@ -25,9 +25,8 @@ def pooled_covariance(draws: Tensor, *, dense: bool) -> Tensor:
     """The covariance within and between chains, regularised as in Stan.
 
     That of n draws in all is shrunk to n/(n + 5)·Σ + 5/(n + 5)·D, with D = 0.001·I as in Stan's
-    warm-up, but for elements of a smaller variance, for which it is that, and in whole matrices,
-    which fewer draws than elements make singular, for those of a variance above 1, for which it is
-    a thousandth of that.
+    warm-up. Of elements with a variance below 0.001, D has that variance; of those above 1, in
+    whole matrices, which fewer draws than elements leave singular, 0.001 times it.
 
     Args:
         draws: ``(chain, draw, d)``; two or more in all.

@@ -30,7 +30,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ebm_core import (
@@ -48,6 +47,7 @@ from ebm_core.validation import check_choice, check_integer, check_positive
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.arguments import (
     Beta,
+    check_callback,
     checked_beta,
     checked_numbers,
     checked_states,
@@ -56,20 +56,18 @@ from ebm_samplers.arguments import (
     refuse,
     resumed_position,
 )
+from ebm_samplers.attributes import CheckedAttributes
 from ebm_samplers.chains import Chains, Position
 from ebm_samplers.engines import Explanation, explained, open_chains
+from ebm_samplers.fused.arrays import Array
 from ebm_samplers.fused.repeat import LastCall
 from ebm_samplers.recorder import Recorder
 from ebm_samplers.schedules import Schedule, Setting
 from ebm_samplers.states import Context, State, Statistics
 from ebm_samplers.stored import PathLike, opened
 
-Array = NDArray[Any]
-Check = Callable[[Any], Any]
-"""Gives a setting as it is kept, or raises."""
 
-
-class MarkovSampler(BaseSampler):
+class MarkovSampler(CheckedAttributes, BaseSampler):
     """Base class of samplers that repeat one transition.
 
     Args:
@@ -95,9 +93,7 @@ class MarkovSampler(BaseSampler):
             `ebm_samplers.fused.kernels`, or the path of such a file; None if there is none.
         state_class: What the chains' states are; of those of a kernel, the fields after
             ``gradient`` are of the shape of ``x`` (class attribute).
-        checks: What makes sense of settings, by the attribute's name, whenever it is set (class
-            attribute).
-        fixed: Attributes that cannot be changed (class attribute).
+        checks, fixed: See `CheckedAttributes`.
         settings: What may be a schedule, by name.
     """
 
@@ -106,8 +102,6 @@ class MarkovSampler(BaseSampler):
     usual_acceptance: ClassVar[float] = 0.6
     kernel: ClassVar[str | None] = None
     state_class: ClassVar[type[State]] = State
-    checks: ClassVar[Mapping[str, Check]] = {}
-    fixed: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -131,19 +125,7 @@ class MarkovSampler(BaseSampler):
         self.step_size = step_size
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, checked as in the constructor; calls are then no longer what they were.
-
-        Raises:
-            ConfigurationError: If the value makes no sense, or the attribute cannot be changed.
-        """
-        if name in self.checks:
-            value = self.checks[name](value)
-        if name in self.fixed and name in vars(self):
-            raise ConfigurationError(
-                f"{name} is set to {value!r:.80} after construction",
-                f"the {name} that the {type(self).__name__} was made with",
-                "make another sampler",
-            )
+        """Set an attribute; calls are then no longer what they were."""
         if "_last" in vars(self):
             vars(self)["_last"] = replace(self._last, repeat=None)
         super().__setattr__(name, value)
@@ -401,12 +383,7 @@ class MarkovSampler(BaseSampler):
         n_steps, thin, burn_in = checked_numbers(n_steps, thin, burn_in)
         check_choice("keep", keep, ("final", "trajectory", "moments"))
         start = {"x_init": x_init, "n_samples": n_samples, "dim": dim}
-        if callback is not None and not callable(callback):
-            raise ConfigurationError(
-                f"callback is {callback!r:.80}",
-                "a callable that takes the result so far",
-                "pass a function, or None",
-            )
+        check_callback(callback)
         store, resume = opened(keep, out, resume, ("potential", *self.statistics))
         if resume is not None:
             others = {"seed": seed, "first_chain": first_chain or None, "beta": beta}
@@ -457,12 +434,10 @@ class MarkovSampler(BaseSampler):
         Raises:
             ConfigurationError: If it is not a state of such a sampler.
         """
-        if not isinstance(state_dict, Mapping) or set(state_dict) != set(self.state_dict()):
-            entries = isinstance(state_dict, Mapping)
+        found = state_dict if isinstance(state_dict, Mapping) else {}
+        if set(found) != set(self.state_dict()):
             raise ConfigurationError(
-                f"the state has the entries {sorted(map(str, state_dict))}"
-                if entries
-                else f"the state is a {type(state_dict).__name__}",
+                f"the {type(state_dict).__name__} has the entries {sorted(map(str, found))}",
                 f"{sorted(self.state_dict())}",
                 "load what state_dict() of such a sampler gave",
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ebm_core import ConfigurationError, EnergyFunction, NumericalError, evaluation_mode
-from ebm_core.energy import misfit
+from ebm_core.energy import misfits_explained
 from ebm_samplers.noise import fill_normals
 from ebm_samplers.states import per_chain
 from ebm_samplers.streams import Stream
@@ -99,14 +99,8 @@ def require_repeatable(energy: EnergyFunction, x: Tensor) -> None:
     Raises:
         ConfigurationError: If they do.
     """
-    with evaluation_mode(energy), torch.no_grad():
-        try:
-            first, second = energy(x), energy(x)
-        except RuntimeError as error:
-            reason = misfit(energy, x)
-            if reason is None:
-                raise
-            raise reason from error
+    with evaluation_mode(energy), torch.no_grad(), misfits_explained(energy, x):
+        first, second = energy(x), energy(x)
     if not torch.equal(first.nan_to_num(), second.nan_to_num()):
         raise ConfigurationError(
             "the energy gave two different values for the same state",

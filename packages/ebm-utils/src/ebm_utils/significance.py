@@ -1,12 +1,13 @@
 """How probable a discrepancy is by chance: permutations of two sets, signs of a Stein kernel."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ebm_core import EnergyLike, ShapeError, make_generator
+from ebm_core import EnergyLike, NumericalError, ShapeError, make_generator
 from ebm_core.validation import check_integer
 from ebm_utils.discrepancies import States, SteinKernel, energy_distance, triangle
 from ebm_utils.draws import require_states
@@ -77,7 +78,8 @@ def permutation_test(
         dealt = pooled[torch.randperm(len(pooled), generator=generator).to(pooled.device)]
         null[i] = statistic(dealt[: len(states)], dealt[len(states) :])
     value = statistic(states, others.to(states.device))
-    return _judged(value.item(), null, torch.finfo(value.dtype).eps)
+    eps = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+    return _judged(value.item(), null, eps)
 
 
 def stein_test(
@@ -132,5 +134,11 @@ def stein_test(
 
 def _judged(value: float, null: Tensor, eps: float = 2.0**-52) -> Significance:
     """The p-value; statistics that differ by rounding alone, as of discrete states, are equal."""
+    if not (math.isfinite(value) and null.isfinite().all()):
+        raise NumericalError(
+            "the statistic is not finite for some of the samples",
+            "finite numbers",
+            "check the draws, and that the statistic exists for any split of them",
+        )
     tolerance = eps ** (2 / 3) * max(abs(value), null.abs().max().item())
     return Significance(value, (1 + int((null >= value - tolerance).sum())) / (1 + len(null)), null)

@@ -19,7 +19,8 @@ from ebm_core import ConfigurationError
 from ebm_samplers.acceptance import RESOLUTION, check_resolution
 from ebm_samplers.adaptation import StepSizeAdaptation
 from ebm_samplers.chains import Chains, Leg, Plan, Position, require_finite
-from ebm_samplers.fused.engine import Array, FusedEnergy, Launch, Run, Slots
+from ebm_samplers.fused.arrays import Array
+from ebm_samplers.fused.engine import FusedEnergy, Launch, Run, Slots
 from ebm_samplers.fused.kernels import USUAL
 from ebm_samplers.fused.lookup import fused_start
 from ebm_samplers.fused.repeat import Repeat, shared_uniforms

@@ -6,28 +6,23 @@ means: the host side passes arrays of settings, the kernels' text does the rest.
 still agrees with its energy is the business of `ebm_samplers.fused.lookup`.
 """
 
-import functools
-import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ebm_core.energy import EnergyFunction, evaluation_mode
+from ebm_core.energy import EnergyFunction
+from ebm_samplers.fused.arrays import Array, column, plain, spread
 from ebm_samplers.fused.codegen import module_source
 from ebm_samplers.fused.kernel import Kernel, address, counts
 from ebm_samplers.fused.kernels import CARRIED, ONE_LANE, STATISTICS, USUAL
 from ebm_samplers.fused.lowering import lower, too_large
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.rules import RULES
-from ebm_samplers.fused.trace import CannotFuse, trace
-
-Array = NDArray[Any]
+from ebm_samplers.fused.trace import CannotFuse, call_once, trace
 
 REAL: dict[torch.dtype, Any] = {
     torch.float32: np.dtype(np.float32),
@@ -36,9 +31,6 @@ REAL: dict[torch.dtype, Any] = {
 
 OPERATIONS = 1e9
 """Scalar operations a second, at least: a guess until a launch has been timed."""
-
-MOST_CALLED = 4096
-"""States of a batch with which ``forward`` is called before it is traced, at most."""
 
 TILE_BYTES = 2**18
 """A tile should stay in a core's second-level cache."""
@@ -167,7 +159,7 @@ class FusedEnergy:
         if not self.runs_on(x.device) or x.dtype not in REAL or x[0].numel() == 0:
             raise CannotFuse(f"states are {x.dtype} on {x.device}, of shape {tuple(x.shape[1:])}")
         counts["traced"] += 1
-        _called_once(energy, x)
+        call_once(energy, x)
         self.dtype, self.real = x.dtype, REAL[x.dtype]
         self.eps = torch.finfo(x.dtype).eps
         self.trace = trace(energy, x[:1], RULES)
@@ -467,55 +459,3 @@ class FusedEnergy:
         if len(betas) != n_chains:
             betas = self._betas = np.ones((n_chains, 1), self.real)
         return betas
-
-
-def _called_once(energy: EnergyFunction, x: Tensor) -> None:
-    """Call an energy before it is traced.
-
-    What ``forward`` makes when it is first called, and keeps (grids, lazy layers, values found from
-    the first batch), must be made of tensors, not of what a trace has in their place. One state too
-    may be a first: of a cache by the number of states. If it fails, the trace will say why.
-    """
-    with evaluation_mode(energy), torch.inference_mode(False), torch.no_grad():
-        for states in (x[:MOST_CALLED], x[:1]):
-            with suppress(Exception):
-                energy(states.detach().clone())
-
-
-def spread(
-    step_size: float | Array, noise_scale: float | Array, friction: float | Array | None
-) -> float | Array:
-    """The second number of each transition: how much noise there is, or how much momentum is kept.
-
-    sqrt(2h)·noise_scale, the standard deviation of Langevin steps; with friction exp(-γh).
-    """
-    if friction is not None:
-        kept: float | Array = np.exp(-np.asarray(friction) * step_size)
-        return kept if isinstance(step_size, np.ndarray) else float(kept)
-    if isinstance(step_size, np.ndarray):
-        spreads: Array = np.sqrt(2.0 * step_size) * noise_scale
-        return spreads
-    return math.sqrt(2.0 * step_size) * noise_scale
-
-
-@functools.lru_cache(maxsize=64)
-def _same(value: float, dtype: Any) -> tuple[Array, int]:
-    """One number as an array, and its address."""
-    array = np.full(1, value, dtype)
-    return array, address(array)
-
-
-def column(values: float | Array, dtype: Any) -> tuple[Array, int]:
-    """A value for each transition, or one for all, and where they are."""
-    if not isinstance(values, np.ndarray):
-        return _same(values, dtype)
-    array = plain(values, dtype)
-    return array, address(array)
-
-
-def plain(values: Array, dtype: Any) -> Array:
-    """In C order and of this dtype."""
-    if values.dtype == dtype and values.flags.c_contiguous:
-        return values
-    plain: Array = np.ascontiguousarray(values, dtype)
-    return plain

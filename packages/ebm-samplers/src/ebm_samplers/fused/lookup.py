@@ -3,9 +3,8 @@
 A kernel is remembered with its energy. What it was made of may change without notice (a rebound
 tensor of a closure, a Python number), so each use compares its energies with ``forward`` on up to
 four start states (where these are all the same, on others near them, too), and a mismatch traces
-the energy again. A kernel that is new is compared more
-thoroughly: on states that differ, as one batch, gradients too. So an energy that mixes the states
-of a batch has no kernel.
+the energy again. A kernel that is new is compared more thoroughly: on states that differ, as one
+batch, gradients too. So an energy that mixes the states of a batch has no kernel.
 """
 
 import math
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ebm_core.energy import EnergyFunction, evaluation_mode
-from ebm_samplers.fused.engine import Array, FusedEnergy, Run
+from ebm_samplers.fused.arrays import Array
+from ebm_samplers.fused.engine import FusedEnergy, Run
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.trace import CannotFuse
 
@@ -203,7 +203,7 @@ def compared(
     p, offset = fused.parameters(sampler, lanes)
     if (sampler, lanes) not in fused.checked:
         _compare_thoroughly(fused, energy, x, sampler, lanes)
-    elif _alike(x[:STATES]):
+    elif alike(fused.flat(x[:STATES])):
         _compare_elsewhere(fused, energy, x, sampler, lanes)
     want = exactly(energy, x if len(x) <= STATES else x[:STATES])
     if begin is None:
@@ -250,8 +250,9 @@ def _compare_elsewhere(
     _require_close(fused, run, offset, exactly(energy, states), len(states))
 
 
-def _alike(x: Tensor) -> bool:
-    return bool((x == x[:1]).all())
+def alike(states: Any) -> bool:
+    """Whether all are the same state."""
+    return bool((states == states[:1]).all())
 
 
 def exactly(function: Callable[[Tensor], T], x: Tensor) -> T:

@@ -29,7 +29,7 @@ class Slopes:
         self.low, self.values = low, low.trace.values
         self.pairs = self._find_pairs() if keep else {}
         self.stored: dict[int, Array] = {}
-        self.keys = Counter(key_of(self.values[number]) for number in low.uses)
+        self.keys = Counter(key_of(self.values[number]) for number in low.uses if self.pairs)
 
     def stored_with(self, number: int, activation: Array) -> Array:
         """The array of a value, in rows if it is an activation whose derivative is kept."""
@@ -86,6 +86,6 @@ class Slopes:
 
 
 def key_of(value: Value) -> str:
-    """Equal for values that are the same of the same."""
+    """Equal for values that the same operation makes of the same arguments."""
     call = value.call
     return "" if call is None else repr((call.function, call.args, call.kwargs, value.part))

@@ -18,6 +18,7 @@ fast.
 import sys
 import traceback
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -40,6 +41,9 @@ SHAPE_ONLY = {
     aten.new_full.default,
 }
 """Operations that look at the shape of a tensor alone."""
+
+MOST_CALLED = 4096
+"""States of a batch with which ``forward`` is called before it is traced, at most."""
 
 STRIDED = {aten.as_strided.default, aten.as_strided_scatter.default}
 
@@ -128,6 +132,19 @@ class Trace:
     def leaves(self) -> list[Leaf]:
         """All leaves, in order of appearance."""
         return [value.leaf for value in self.values if value.leaf is not None]
+
+
+def call_once(energy: EnergyFunction, x: Tensor) -> None:
+    """Call an energy before it is traced.
+
+    What ``forward`` makes when it is first called, and keeps (grids, lazy layers, values found from
+    the first batch), must be made of tensors, not of what a trace has in their place. One state too
+    may be a first: of a cache by the number of states. If it fails, the trace will say why.
+    """
+    with evaluation_mode(energy), torch.inference_mode(False), torch.no_grad():
+        for states in (x[:MOST_CALLED], x[:1]):
+            with suppress(Exception):
+                energy(states.detach().clone())
 
 
 def trace(energy: EnergyFunction, x: Tensor, known: Collection[Any]) -> Trace:

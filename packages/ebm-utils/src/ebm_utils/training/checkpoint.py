@@ -6,6 +6,7 @@ their containers alone, and is read with ``torch.load(weights_only=True)``: read
 code.
 """
 
+import copy
 import io
 import os
 import pickle
@@ -93,7 +94,9 @@ def _plain(state: Any) -> Any:
     if type(state) in (list, tuple):
         return type(state)(map(_plain, state))
     if type(state) in (dict, OrderedDict):
-        return type(state)((key, _plain(value)) for key, value in state.items())
+        made = copy.copy(state)  # with the versions that a module's state_dict has as an attribute
+        made.update((key, _plain(value)) for key, value in state.items())
+        return made
     return state
 
 

@@ -244,7 +244,7 @@ def _trained(
 def _check_energy(loss: Loss) -> None:
     """Refuse a function whose parameters nobody knows, beside which the loss has others."""
     energy = getattr(loss, "energy", None)
-    if isinstance(energy, CallableEnergy) and not any(True for _ in energy.parameters()):
+    if isinstance(energy, CallableEnergy) and next(energy.parameters(), None) is None:
         raise ConfigurationError(
             f"the energy of the {type(loss).__name__} is a function without parameters",
             "one whose parameters are known",

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ebm_core.energy import EnergyFunction
+from ebm_samplers.fused.arrays import spread
 from ebm_samplers.fused.cuda._backend import numba_cuda, simulated
 from ebm_samplers.fused.cuda.kernel import CudaKernel
 from ebm_samplers.fused.cuda.parameters import CudaParameters
 from ebm_samplers.fused.cuda.source import device_source
-from ebm_samplers.fused.engine import FusedEnergy, Launch, Run, Slots, spread
+from ebm_samplers.fused.engine import FusedEnergy, Launch, Run, Slots
 from ebm_samplers.fused.kernels import CARRIED, STATISTICS, USUAL
 from ebm_samplers.fused.trace import CannotFuse
 

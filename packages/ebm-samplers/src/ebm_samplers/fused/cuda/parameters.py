@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ebm_samplers.fused.algebra import check_symmetric
 from ebm_samplers.fused.parameters import CHANGED, Parameters
-from ebm_samplers.fused.trace import CannotFuse, Leaf, Ref
+from ebm_samplers.fused.trace import CannotFuse, Leaf
 
 
 class CudaParameters(Parameters):
@@ -27,7 +27,7 @@ class CudaParameters(Parameters):
         self.options: dict[str, Any] = {"dtype": example.dtype, "device": example.device}
         self.order = [(b.number, b.turned) for b in sorted(plan.blocks, key=lambda b: b.start)]
         self.views = {}
-        self.tested: dict[int, tuple[Any, ...]] = {}
+        self.tested: tuple[Any, ...] | None = None
         self.constant = not any(value.leaf for value in self.trace.values)
         self.packed: Tensor | None = None
 
@@ -47,7 +47,7 @@ class CudaParameters(Parameters):
         for number, turned in self.order:
             tensor = self._tensor(number, known)
             parts.append((tensor.mT if turned else tensor).reshape(-1).to(**self.options))
-        self._check_matrices(known)
+        self._check_what_stays(known)
         packed = torch.cat(parts) if parts else torch.zeros(1, **self.options)
         self.packed = packed
         return packed
@@ -62,23 +62,17 @@ class CudaParameters(Parameters):
                         f"the tensor {value.leaf.key!r} was replaced by one of another kind"
                     )
 
-    def _check_matrices(self, known: dict[int, Tensor]) -> None:
-        """Those that must stay as they are, if what they are made of has another version.
-
-        Well-conditioned, or the same altogether.
-        """
+    def _check_what_stays(self, known: dict[int, Tensor]) -> None:
+        """Matrices that must stay well-conditioned and constants, if a leaf has another version."""
+        versions = tuple(_version(v.leaf) for v in self.trace.values if v.leaf)
+        if self.tested == versions:
+            return
         for ref in self.trace.symmetric:
-            if self._is_new(ref):
-                check_symmetric(self._tensor(ref.index, known))
+            check_symmetric(self._tensor(ref.index, known))
         for ref, was in self.trace.constants:
-            if self._is_new(ref) and not torch.equal(self._tensor(ref.index, known), was):
-                del self.tested[ref.index]
+            if not torch.equal(self._tensor(ref.index, known), was):
                 raise CannotFuse(CHANGED)
-
-    def _is_new(self, ref: Ref) -> bool:
-        versions = tuple(map(_version, (v.leaf for v in self.trace.values if v.leaf)))
-        before, self.tested[ref.index] = self.tested.get(ref.index), versions
-        return before != versions
+        self.tested = versions
 
 
 def _version(leaf: Leaf) -> tuple[int, int]:
