@@ -56,6 +56,20 @@ def labelled_data(n):
     return BITS[torch.randint(8, (n,))], labels
 
 
+def test_states_are_never_more_than_their_labels():
+    sizes = []
+
+    class Counted(Given):
+        def forward(self, x):
+            sizes.append(len(x))
+            return super().forward(x)
+
+    energy = Counted()
+    x, labels = labelled_data(4)
+    ConditionalContrastiveDivergence(energy, Still(), 2, buffer_size=16)(x, labels)
+    assert sizes == [4, 4]
+
+
 def test_gradient_is_that_of_the_conditional_likelihood_by_enumeration():
     n = 100_000
     x, labels = labelled_data(n)
