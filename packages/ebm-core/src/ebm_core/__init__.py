@@ -8,9 +8,11 @@ from ebm_core.protocols import (
     BaseSampler,
     BipartiteBinary,
     BlockConditionals,
+    Evaluator,
     ExactDistribution,
     Sampler,
     TemperedSampler,
+    Terms,
 )
 from ebm_core.results import Moments, SampleResult
 from ebm_core.seeding import draw_key, make_generator
@@ -27,6 +29,7 @@ __all__ = [
     "EBMError",
     "EnergyFunction",
     "EnergyLike",
+    "Evaluator",
     "ExactDistribution",
     "MixtureEnergy",
     "Moments",
@@ -38,6 +41,7 @@ __all__ = [
     "SumEnergy",
     "SupportError",
     "TemperedSampler",
+    "Terms",
     "as_energy",
     "draw_key",
     "evaluation_mode",

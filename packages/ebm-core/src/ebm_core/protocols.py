@@ -154,6 +154,44 @@ class BipartiteBinary(Protocol):
         ...
 
 
+class Terms(Protocol):
+    """What an objective averages over its batch: one term a state.
+
+    A function ``terms(x, *drawn)`` of states and of all that was drawn for them, without randomness
+    of its own; states of a batch do not meet. Hashable: equal ones (of a frozen dataclass, say) are
+    the same function.
+
+    Attributes:
+        energy: The energy that is trained.
+    """
+
+    @property
+    def energy(self) -> EnergyFunction:
+        """The energy that is trained."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """Terms ``(n,)``, energies ``(n,)``, and statistics ``(n,)`` each.
+
+        Args:
+            *args: States, ``(n, *event)``, and what else there is of each state, ``(n, ...)``, of
+                the same dtype.
+            **kwargs: None: evaluators pass no others.
+
+        Returns:
+            The terms with their history; then, detached, E(x) and whatever is to be reported.
+        """
+        ...
+
+
+class Evaluator(Protocol):
+    """Evaluates `Terms`, in a quicker way than to call them."""
+
+    def __call__(self, terms: Terms, x: Tensor, *drawn: Tensor) -> tuple[Tensor, ...]:
+        """What ``terms(x, *drawn)`` gives, with the history of parameters, not of arguments."""
+        ...
+
+
 class BaseSampler(ABC):
     """A sampler of one energy, with results that say how it went.
 
@@ -235,8 +273,10 @@ class BaseLoss(nn.Module, ABC):
 
     Args:
         energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
+        evaluator: Evaluates what the loss averages over its batch; None for torch.
 
     Attributes:
+        evaluator: As given; may be set.
         metrics: Detached scalars of the last call, by name.
 
     Example:
@@ -249,10 +289,17 @@ class BaseLoss(nn.Module, ABC):
         (tensor(2.), tensor(2.))
     """
 
-    def __init__(self, energy: EnergyLike) -> None:
+    def __init__(self, energy: EnergyLike, evaluator: Evaluator | None = None) -> None:
         super().__init__()
         self.energy = as_energy(energy)
+        self.evaluator = _check_evaluator(evaluator)
         self.metrics: dict[str, Tensor] = {}
+
+    def evaluate(self, terms: Terms, x: Tensor, *drawn: Tensor) -> tuple[Tensor, ...]:
+        """What ``terms(x, *drawn)`` gives, by the evaluator if there is one."""
+        if self.evaluator is None:
+            return terms(x, *drawn)
+        return self.evaluator(terms, x, *drawn)
 
     @abstractmethod
     def compute(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -297,3 +344,14 @@ class BaseLoss(nn.Module, ABC):
             loss,
             remedy="lower the learning rate or the sampler's step size, and check the data",
         )
+
+
+def _check_evaluator(evaluator: Any) -> Evaluator | None:
+    if evaluator is not None and (not callable(evaluator) or isinstance(evaluator, type)):
+        raise ConfigurationError(
+            f"evaluator is {evaluator!r}",
+            "an object that is called with terms and their arguments, or None",
+            "pass evaluator=FusedEvaluator() of ebm-samplers, for example",
+        )
+    checked: Evaluator | None = evaluator
+    return checked

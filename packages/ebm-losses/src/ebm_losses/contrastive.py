@@ -30,6 +30,7 @@ from ebm_losses._checks import (
     floating_energies,
 )
 from ebm_losses._sampler_loss import SamplerLoss, check_sampler, constants
+from ebm_losses._terms import EnergyTerms
 from ebm_losses.divergence import RunawayGuard
 from ebm_losses.jitter import DataJitter
 from ebm_losses.regularization import ContrastiveBatch, Regularizer
@@ -109,7 +110,7 @@ class ContrastiveObjective(SamplerLoss):
         """
         if self._together:
             with suppress(Exception):  # what is wrong with the energy itself is said below
-                both = floating_energies(self.energy, torch.cat([x, negatives]))
+                both = self.evaluate(EnergyTerms(self.energy), torch.cat([x, negatives]))[0]
                 return both[: len(x)], both[len(x) :]
         found = self._apart(x, negatives)
         self._together = False

@@ -9,20 +9,20 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from ebm_core import (
     BaseLoss,
     ConfigurationError,
     EnergyFunction,
     EnergyLike,
+    Evaluator,
     as_energy,
     require_continuous,
 )
 from ebm_core.energy import CallableEnergy
 from ebm_core.validation import check_positive
 from ebm_losses._checks import check_batch, check_floating
-from ebm_losses._metrics import root_mean_square
+from ebm_losses._terms import SlopeTerms
 
 
 class DenoisingScoreMatching(BaseLoss):
@@ -64,6 +64,7 @@ class DenoisingScoreMatching(BaseLoss):
         reference_scale: σ0 of multiscale denoising score matching, positive; None for one energy at
             its own temperature.
         conditional: Call the energy with the level of each state as its second argument.
+        evaluator: As in `ebm_core.BaseLoss`; a conditional energy is always torch's.
 
     Attributes:
         noise_scale: σ as a float, or several as a tuple of floats.
@@ -96,8 +97,9 @@ class DenoisingScoreMatching(BaseLoss):
         *,
         reference_scale: float | None = None,
         conditional: bool = False,
+        evaluator: Evaluator | None = None,
     ) -> None:
-        super().__init__(energy)
+        super().__init__(energy, evaluator)
         require_continuous(self.energy.support, type(self).__name__)
         self.noise_scale = _check_levels(noise_scale)
         self.reference_scale = (
@@ -118,7 +120,7 @@ class DenoisingScoreMatching(BaseLoss):
             ShapeError: If ``x`` is no batch of the energy's states.
             ConfigurationError: If the data are not floating.
         """
-        n_data = check_batch(self.energy, x)
+        check_batch(self.energy, x)
         check_floating(x, type(self).__name__)
         noise = torch.randn_like(x)
         energy: EnergyFunction = self.energy
@@ -127,12 +129,17 @@ class DenoisingScoreMatching(BaseLoss):
             with torch.inference_mode(False):  # a conditional energy is differentiated with it
                 sigma = self._draw_levels(x)
             energy, scale = self._at(sigma), sigma.reshape(-1, *[1] * (x.ndim - 1))
-        energies, gradient = energy.energy_and_gradient(x + scale * noise, create_graph=True)
-        tempering = 1.0 if self.reference_scale is None else (self.reference_scale / scale) ** 2
-        squares = mse_loss(scale * tempering * gradient, noise, reduction="sum")
-        return squares / (2 * n_data), {
-            "noisy_energy": energies.detach().mean(),
-            "score_rms": root_mean_square(gradient),
+        factor = scale if self.reference_scale is None else self.reference_scale**2 / scale
+        drawn = (noise, factor) if isinstance(factor, Tensor) else (noise,)
+        slopes = SlopeTerms(energy, None if isinstance(factor, Tensor) else factor, 0.5)
+        noisy = x + scale * noise
+        if self.conditional:  # an energy of this call, not worth an evaluator's preparations
+            terms, energies, squares = slopes(noisy, *drawn)
+        else:
+            terms, energies, squares = self.evaluate(slopes, noisy, *drawn)
+        return terms.mean(), {
+            "noisy_energy": energies.mean(),
+            "score_rms": squares.mean().sqrt(),
         }
 
     def extra_repr(self) -> str:

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ebm_core import BaseLoss, EnergyLike, require_continuous
-from ebm_core.energy import check_energies
+from ebm_core import BaseLoss, EnergyLike, Evaluator, require_continuous
 from ebm_core.validation import check_integer, check_number, check_positive
 from ebm_losses._checks import check_batch, check_floating
+from ebm_losses._terms import EnergyTerms
 
 
 class EnergyDiscrepancy(BaseLoss):
@@ -43,6 +43,7 @@ class EnergyDiscrepancy(BaseLoss):
         t: Time of the perturbation, its variance in units of the data squared, positive.
         n_negatives: M, recoveries of each datum, at least 1.
         w: Stabilisation, at least 0.
+        evaluator: As in `ebm_core.BaseLoss`.
 
     Attributes:
         metrics: ``data_energy``, ``negative_energy`` (means over data and over recoveries),
@@ -61,9 +62,15 @@ class EnergyDiscrepancy(BaseLoss):
     """
 
     def __init__(
-        self, energy: EnergyLike, t: float = 0.25, n_negatives: int = 16, w: float = 1.0
+        self,
+        energy: EnergyLike,
+        t: float = 0.25,
+        n_negatives: int = 16,
+        w: float = 1.0,
+        *,
+        evaluator: Evaluator | None = None,
     ) -> None:
-        super().__init__(energy)
+        super().__init__(energy, evaluator)
         require_continuous(self.energy.support, type(self).__name__)
         self.t = check_positive("t", t)
         self.n_negatives = check_integer("n_negatives", n_negatives, at_least=1)
@@ -83,8 +90,8 @@ class EnergyDiscrepancy(BaseLoss):
         shape = (n_data, self.n_negatives, *x.shape[1:])
         noise = torch.randn(shape, device=x.device, dtype=x.dtype)
         recovered = (perturbed[:, None] + scale * noise).flatten(0, 1)
-        data_energy = check_energies(self.energy(x), torch.Size([n_data]))
-        negative_energy = check_energies(self.energy(recovered), torch.Size([len(recovered)]))
+        energies, _ = self.evaluate(EnergyTerms(self.energy), torch.cat([x, recovered]))
+        data_energy, negative_energy = energies[:n_data], energies[n_data:]
         differences = data_energy[:, None] - negative_energy.reshape(n_data, -1)
         # log w among the differences: log(w + Σ exp) without overflow; w = 0 adds exp(-∞).
         log_w = differences.new_full((n_data, 1), math.log(self.w) if self.w else -math.inf)

@@ -22,6 +22,7 @@ from ebm_core.validation import check_integer, check_number, check_positive
 from ebm_losses._checks import check_batch, check_finite_states, check_floating
 from ebm_losses._coupling import import_pot, optimal_pairs
 from ebm_losses._sampler_loss import SamplerLoss
+from ebm_losses._terms import SlopeTerms
 
 
 class EnergyMatching(SamplerLoss):
@@ -128,8 +129,8 @@ class EnergyMatching(SamplerLoss):
         noise = torch.randn_like(x)
         noise = noise[optimal_pairs(x, noise, import_pot(type(self).__name__))]
         time = torch.rand((len(x), *[1] * (x.ndim - 1)), device=x.device, dtype=x.dtype)
-        gradient = self.energy.gradient(torch.lerp(noise, x, time), create_graph=True)
-        return (gradient + x - noise).square().sum() / len(x)
+        mixed, target = torch.lerp(noise, x, time), noise - x
+        return self.evaluate(SlopeTerms(self.energy), mixed, target)[0].mean()
 
     def draw_negatives(self, x: Tensor) -> Tensor:
         """Negatives ``(batch, *event)`` for data of that shape, detached; see the class.

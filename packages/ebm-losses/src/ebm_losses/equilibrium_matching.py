@@ -9,10 +9,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ebm_core import BaseLoss, EnergyLike, require_continuous
+from ebm_core import BaseLoss, EnergyLike, Evaluator, require_continuous
 from ebm_core.validation import check_number, check_positive
 from ebm_losses._checks import check_batch, check_floating
 from ebm_losses._metrics import root_mean_square
+from ebm_losses._terms import SlopeTerms
 
 
 class EquilibriumMatching(BaseLoss):
@@ -37,6 +38,7 @@ class EquilibriumMatching(BaseLoss):
         decay_start: a, in [0, 1]: 0 decays all the way, 1 not at all (flow matching with an energy
             that does not see the time).
         gradient_scale: λ, positive: how steep the way from noise to data is.
+        evaluator: As in `ebm_core.BaseLoss`.
 
     Attributes:
         metrics: ``energy`` (mean over the mixed states), ``gradient_rms`` and ``target_rms`` (root
@@ -55,9 +57,14 @@ class EquilibriumMatching(BaseLoss):
     """
 
     def __init__(
-        self, energy: EnergyLike, decay_start: float = 0.8, gradient_scale: float = 4.0
+        self,
+        energy: EnergyLike,
+        decay_start: float = 0.8,
+        gradient_scale: float = 4.0,
+        *,
+        evaluator: Evaluator | None = None,
     ) -> None:
-        super().__init__(energy)
+        super().__init__(energy, evaluator)
         require_continuous(self.energy.support, type(self).__name__)
         self.decay_start = check_number("decay_start", decay_start, at_least=0, at_most=1)
         self.gradient_scale = check_positive("gradient_scale", gradient_scale)
@@ -81,13 +88,12 @@ class EquilibriumMatching(BaseLoss):
         noise = torch.randn_like(x)
         gamma = torch.rand((n_data, *[1] * (x.ndim - 1)), device=x.device, dtype=x.dtype)
         target = self.decay(gamma) * (noise - x)
-        energies, gradient = self.energy.energy_and_gradient(
-            torch.lerp(noise, x, gamma), create_graph=True
+        terms, energies, squares = self.evaluate(
+            SlopeTerms(self.energy), torch.lerp(noise, x, gamma), target
         )
-        loss = (gradient - target).square().sum() / n_data
-        return loss, {
+        return terms.mean(), {
             "energy": energies.mean(),
-            "gradient_rms": root_mean_square(gradient),
+            "gradient_rms": squares.mean().sqrt(),
             "target_rms": root_mean_square(target),
         }
 

@@ -17,6 +17,7 @@ from ebm_core import (
     BaseLoss,
     ConfigurationError,
     EnergyLike,
+    Evaluator,
     ExactDistribution,
     NumericalError,
     state_options,
@@ -24,6 +25,7 @@ from ebm_core import (
 from ebm_core.energy import check_energies
 from ebm_core.validation import check_integer, check_number
 from ebm_losses._checks import check_batch
+from ebm_losses._terms import EnergyTerms
 
 
 class NoiseContrastiveEstimation(BaseLoss):
@@ -48,6 +50,7 @@ class NoiseContrastiveEstimation(BaseLoss):
             device. A module is registered, hence moved and saved, but never trained.
         noise_ratio: ν, noise draws for each state of the data, an integer of at least 1.
         log_normalizer: The value that c starts from.
+        evaluator: As in `ebm_core.BaseLoss`.
 
     Attributes:
         log_normalizer: c, a scalar parameter; log Z of the energy at the optimum.
@@ -78,8 +81,9 @@ class NoiseContrastiveEstimation(BaseLoss):
         noise_ratio: int = 1,
         *,
         log_normalizer: float = 0.0,
+        evaluator: Evaluator | None = None,
     ) -> None:
-        super().__init__(energy)
+        super().__init__(energy, evaluator)
         self.noise = _check_noise(noise)
         self.noise_ratio = check_integer("noise_ratio", noise_ratio, at_least=1)
         start = check_number("log_normalizer", log_normalizer)
@@ -107,17 +111,16 @@ class NoiseContrastiveEstimation(BaseLoss):
             log_noise = self._log_noise_density(states)
             _check_coverage(log_noise[:n_data])
         log_ratio = math.log(self.noise_ratio)
-        log_density = self.log_density(states)
-        logit = log_density - log_noise - log_ratio
+        energies, detached = self.evaluate(EnergyTerms(self.energy), states)
+        logit = -energies - self.log_normalizer - log_noise - log_ratio
         of_data, of_draws = logit[:n_data], logit[n_data:]
         loss = softplus(-of_data).mean() + self.noise_ratio * softplus(of_draws).mean()
         with torch.no_grad():
             found = (of_data > -log_ratio).to(logit.dtype).mean()
             rejected = (of_draws <= -log_ratio).to(logit.dtype).mean()
-            energy = -log_density - self.log_normalizer
             metrics = {
-                "data_energy": energy[:n_data].mean(),
-                "noise_energy": energy[n_data:].mean(),
+                "data_energy": detached[:n_data].mean(),
+                "noise_energy": detached[n_data:].mean(),
                 "accuracy": (found + rejected) / 2,
                 "log_normalizer": self.log_normalizer,
             }

@@ -28,11 +28,13 @@ from ebm_core import (
     ConfigurationError,
     EnergyFunction,
     EnergyLike,
+    Evaluator,
     require_continuous,
 )
 from ebm_core.validation import check_integer
 from ebm_losses._checks import check_batch, check_floating
 from ebm_losses._metrics import root_mean_square
+from ebm_losses._terms import CurvatureTerms, quadratic_forms
 
 _AT_ONCE = 64  # second derivatives in one batched backward pass
 
@@ -90,8 +92,15 @@ class ScoreMatching(BaseLoss):
         """
         check_batch(self.energy, x)
         check_floating(x, type(self).__name__)
-        energies, gradient, forms = _quadratic_forms(self, x, _basis(x), self.chunk_size)
-        return _objective(gradient.square(), forms.sum(0), energies, gradient)
+        at_once = _directions_at_once(x) if self.chunk_size is None else self.chunk_size
+        energies, gradient, forms = quadratic_forms(self.energy, x, _basis(x), at_once)
+        _check_curvature(self, x, gradient, forms)
+        curvature = forms.detach().sum(0).mean()
+        return gradient.square().sum() / (2 * len(x)) - forms.sum(0).mean(), {
+            "energy": energies.detach().mean(),
+            "score_rms": root_mean_square(gradient),
+            "laplacian": curvature,
+        }
 
     def extra_repr(self) -> str:
         """Chunk size, for ``repr``."""
@@ -118,6 +127,7 @@ class SlicedScoreMatching(BaseLoss):
         n_projections: Directions for each state, at least 1. More lower the variance, at the cost
             of one more second derivative each.
         variance_reduction: Use ½ |∇E|² itself (SSM-VR) instead of its estimate along v.
+        evaluator: As in `ebm_core.BaseLoss`.
 
     Attributes:
         metrics: ``energy`` (mean over the data), ``score_rms`` (root mean square of an element of
@@ -137,9 +147,14 @@ class SlicedScoreMatching(BaseLoss):
     """
 
     def __init__(
-        self, energy: EnergyLike, n_projections: int = 1, variance_reduction: bool = True
+        self,
+        energy: EnergyLike,
+        n_projections: int = 1,
+        variance_reduction: bool = True,
+        *,
+        evaluator: Evaluator | None = None,
     ) -> None:
-        super().__init__(energy)
+        super().__init__(energy, evaluator)
         require_continuous(self.energy.support, type(self).__name__)
         self.n_projections = check_integer("n_projections", n_projections, at_least=1)
         if not isinstance(variance_reduction, bool):
@@ -162,95 +177,33 @@ class SlicedScoreMatching(BaseLoss):
         check_floating(x, type(self).__name__)
         shape = (self.n_projections, *x.shape)
         directions = torch.randint(2, shape, device=x.device, dtype=x.dtype).mul_(2).sub_(1)
-        energies, gradient, forms = _quadratic_forms(self, x, directions)
-        if self.variance_reduction:
-            squares = gradient.square()
-        else:
-            squares = _sum_event(directions * gradient, 2).square().mean(0)
-        return _objective(squares, forms.mean(0), energies, gradient)
+        at_once = _directions_at_once(x) if self.evaluator is None else 1
+        terms, energies, squares, curvature = self.evaluate(
+            CurvatureTerms(self.energy, self.variance_reduction, at_once),
+            x,
+            directions.transpose(0, 1),
+        )
+        _check_curvature(self, x, squares, curvature)
+        return terms.mean(), {
+            "energy": energies.mean(),
+            "score_rms": squares.mean().sqrt(),
+            "laplacian": curvature.mean(),
+        }
 
     def extra_repr(self) -> str:
         """Projections and variance reduction, for ``repr``."""
         return f"n_projections={self.n_projections}, variance_reduction={self.variance_reduction}"
 
 
-def _objective(
-    squares: Tensor, laplacian: Tensor, energies: Tensor, gradient: Tensor
-) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """Half the ``squares`` minus ``laplacian``, means over the batch, and the metrics.
-
-    Args:
-        squares: Of the score; what there is beside the batch axis is added up.
-        laplacian: ``(batch,)``.
-        energies: ``(batch,)``.
-        gradient: ``(batch, *event)``.
-    """
-    curvature = laplacian.mean()
-    return squares.sum() / (2 * len(laplacian)) - curvature, {
-        "energy": energies.detach().mean(),
-        "score_rms": root_mean_square(gradient),
-        "laplacian": curvature,
-    }
-
-
-def _sum_event(values: Tensor, n_batch: int) -> Tensor:
-    """The sum over all axes but the first ``n_batch``."""
-    return values.reshape(*values.shape[:n_batch], -1).sum(-1)
+def _directions_at_once(x: Tensor) -> int:
+    """Second derivatives in one batched backward pass, which slows convolutions down."""
+    return _AT_ONCE if x.ndim <= 2 else 1
 
 
 def _basis(x: Tensor) -> Tensor:
     """The unit vectors of the event, ``(elements, 1, *event)``."""
     n_elements = x[0].numel()
     return torch.eye(n_elements, dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
-
-
-def _quadratic_forms(
-    loss: BaseLoss, x: Tensor, directions: Tensor, chunk_size: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Energies ``(batch,)``, gradient ``(batch, *event)`` and vᵀ∇²E v ``(direction, batch)``.
-
-    Args:
-        loss: The objective that asks; its energy is differentiated.
-        x: States, ``(batch, *event)``.
-        directions: v, ``(direction, batch or 1, *event)``.
-        chunk_size: Directions in a batched backward pass; None to choose.
-
-    Raises:
-        ConfigurationError: If the energy has no second derivatives with respect to x.
-    """
-    keep_graph = torch.is_grad_enabled()
-    at_once = (_AT_ONCE if x.ndim <= 2 else 1) if chunk_size is None else chunk_size
-    with torch.inference_mode(False), torch.enable_grad():
-        x = (x.clone() if x.is_inference() else x.detach()).requires_grad_(True)
-        directions = directions.clone() if directions.is_inference() else directions
-        energies, gradient = loss.energy.energy_and_gradient(x, create_graph=True)
-        parts = [
-            _sum_event(v * _hessian_product(gradient, x, v, keep_graph), 2)
-            for v in torch.split(directions.expand(-1, *x.shape), at_once)
-        ]
-        forms = torch.cat(parts) if len(parts) > 1 else parts[0]
-    if not keep_graph:
-        energies, gradient = energies.detach(), gradient.detach()
-    if not forms.detach().any() and gradient.detach().any() and not _is_curved(loss.energy, x):
-        raise _no_curvature(loss)
-    return energies, gradient, forms
-
-
-def _hessian_product(gradient: Tensor, x: Tensor, v: Tensor, create_graph: bool) -> Tensor:
-    """∇²E v for directions v ``(direction, batch, *event)``, by one backward pass."""
-    if not gradient.requires_grad:
-        return torch.zeros_like(v)
-    batched = len(v) > 1
-    (product,) = torch.autograd.grad(
-        gradient,
-        x,
-        v if batched else v[0],
-        create_graph=create_graph,
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=batched,
-    )
-    return torch.zeros_like(v) if product is None else product.reshape(v.shape)
 
 
 def _is_curved(energy: EnergyFunction, x: Tensor) -> bool:
@@ -260,18 +213,22 @@ def _is_curved(energy: EnergyFunction, x: Tensor) -> bool:
     """
     generator = torch.Generator(x.device).manual_seed(0)
     shape = (2, *x.shape)
-    with torch.inference_mode(False), torch.enable_grad():
-        for centre in (x.detach(), torch.zeros_like(x)):
-            noise, v = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
-            states = (centre + noise).requires_grad_(True)
-            gradient = energy.energy_and_gradient(states, create_graph=True)[1]
-            if _hessian_product(gradient, states, v[None], create_graph=False).any():
-                return True
+    for centre in (x.detach(), torch.zeros_like(x)):
+        noise, v = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+        if quadratic_forms(energy, centre + noise, v[None], 1)[2].any():
+            return True
     return False
 
 
-def _no_curvature(loss: BaseLoss) -> ConfigurationError:
-    return ConfigurationError(
+def _check_curvature(loss: BaseLoss, x: Tensor, gradient: Tensor, curvature: Tensor) -> None:
+    """Refuse an energy that has gradients, but no second derivatives.
+
+    Raises:
+        ConfigurationError: If it has none anywhere.
+    """
+    if curvature.detach().any() or not gradient.detach().any() or _is_curved(loss.energy, x):
+        return
+    raise ConfigurationError(
         f"all second derivatives of {type(loss.energy).__name__} along the directions of "
         f"{type(loss).__name__} are 0",
         "an energy that is smooth and curved in x",

@@ -6,7 +6,7 @@ from ebm_samplers.annealed import AnnealedLangevin
 from ebm_samplers.automatic import sample
 from ebm_samplers.captured import without_graphs
 from ebm_samplers.engines import Explanation
-from ebm_samplers.fused import clear_cache, fuse
+from ebm_samplers.fused import FusedEvaluator, clear_cache, fuse
 from ebm_samplers.gibbs import BlockGibbs
 from ebm_samplers.hamiltonian import HamiltonianMonteCarlo
 from ebm_samplers.langevin import MALA, LangevinDynamics
@@ -29,6 +29,7 @@ __all__ = [
     "BlockGibbs",
     "Context",
     "Explanation",
+    "FusedEvaluator",
     "HamiltonianMonteCarlo",
     "LangevinDynamics",
     "MarkovSampler",

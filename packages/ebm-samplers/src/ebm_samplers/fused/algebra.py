@@ -65,7 +65,7 @@ def simplified(trace: Trace) -> Trace:
 
 def cost(trace: Trace) -> int:
     """Multiplications by matrices that one evaluation takes."""
-    total, seen, stack = 0, set(), [trace.energy, trace.gradient]
+    total, seen, stack = 0, set(), list(trace.results)
     while stack:
         value = trace.values[(ref := stack.pop()).index]
         if ref.index in seen or not value.varies or value.call is None:
@@ -151,7 +151,7 @@ class _Analysis:
 
     def _live(self) -> list[int]:
         seen: set[int] = set()
-        stack = [self.trace.energy.index, self.trace.gradient.index]
+        stack = [ref.index for ref in self.trace.results]
         while stack:
             number = stack.pop()
             call = self.values[number].call
@@ -294,6 +294,7 @@ class _Rewriting:
         self.new: dict[int, Ref] = {0: self._add(old.values[0])}
         self.trace.energy = self.value(old.energy)
         self.trace.gradient = self.value(old.gradient)
+        self.trace.exports = [self.value(ref) for ref in old.exports]
         self.trace.constants = [(self.value(ref), was) for ref, was in old.constants]
         self.cost = cost(self.trace)
 

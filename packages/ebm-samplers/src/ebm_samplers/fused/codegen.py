@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ebm_samplers.fused.arithmetic import NUMPY_NAMES, function_names
 from ebm_samplers.fused.expansion import UNROLLED, expanded
 from ebm_samplers.fused.graph import Affine, Expr, Index, reachable
-from ebm_samplers.fused.kernels import CARRIED, ONE_LANE, USUAL, compiled_text
+from ebm_samplers.fused.kernels import ALONE, CARRIED, ONE_LANE, USUAL, compiled_text
 from ebm_samplers.fused.program import Loop, Nest, Product, Program
 from ebm_samplers.fused.registers import simplify
 from ebm_samplers.streams import Stream
@@ -34,6 +34,10 @@ ALIGNED = 64
 MANY_OPERATIONS = 100
 """Scalar operations of an energy from which registers of 512 bits bring a fifth to all samplers;
 with fewer, they bring it to MALA alone, and cost a call of some leapfrogs 20 µs."""
+
+SPEED = {"sensitivities": 2}
+"""LLVM's levels of optimisation, if not 3, which unrolls the many loops of second derivatives: then
+they take up to half a minute to compile, and are not quicker."""
 
 LOCAL_NUMBERS = 2**13
 """Numbers of a tile up to which it lies on the stack."""
@@ -85,9 +89,13 @@ def module_source(
     names = function_names(double)
     dtype = "float64" if double else "float32"
     header = PRELUDE.format(title=title, dtype=dtype)
-    if sampler != "energy":
+    if sampler in SPEED:
+        header += f'OPTIONS["speed"] = {SPEED[sampler]}\n'
+    if sampler not in ALONE:
         header += f"exp = {names['exp']}\n" + FILL_TEXT.format(fill=fill_symbol(double))
     energy = energy_function(program, names, lanes)
+    if program.exports:
+        energy += "\n\n" + export_function(program)
     constants = constants_of(program, lanes, chunk) | {"DENSE": int(dense)}
     alone = sampler in ONE_LANE and program.straight
     written_out = UNROLLED if alone and 2 * program.size < UNROLLED else 0  # LLVM does the others
@@ -151,10 +159,11 @@ def expanded_kernel(
     """
     constants = {**constants, "CARRIED": CARRIED.get(sampler, 0) * constants["D"]}
     texts = [energy, *map(compiled_text, ("tile", sampler))]
-    if sampler != "energy":
+    if sampler not in ALONE:
         texts.append(compiled_text("chains"))
     text = "\n\n".join(texts)
-    function, known = expanded(text, "chains", constants, ["energy_and_gradient"], everywhere)
+    whole = ["energy_and_gradient", "export"]
+    function, known = expanded(text, "chains", constants, whole, everywhere)
     return function, known, simplify(function, constants["L"])
 
 
@@ -212,6 +221,19 @@ def energy_function(program: Program, names: dict[str, str], lanes: int) -> str:
     lines = ["def energy_and_gradient(w, p):"]
     for nest in program.nests_for(lanes):
         lines += _product_lines(nest) if isinstance(nest, Product) else _nest_lines(nest, names)
+    return "\n".join(lines) + "\n"
+
+
+def export_function(program: Program) -> str:
+    """The procedure that copies a tile's exports into an array ``(row, chain)``."""
+    lines, at = ["def export(w, exported, tile, stride):"], 0
+    for first, n_rows in program.export_blocks:
+        lines += [
+            f"    for i in range({n_rows}):",
+            "        for l in range(L):",
+            f"            exported[({at} + i) * stride + tile * L + l] = w[({first} + i) * L + l]",
+        ]
+        at += n_rows
     return "\n".join(lines) + "\n"
 
 

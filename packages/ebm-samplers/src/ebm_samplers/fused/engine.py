@@ -22,7 +22,7 @@ from ebm_samplers.fused.kernels import CARRIED, ONE_LANE, STATISTICS, USUAL
 from ebm_samplers.fused.lowering import lower, too_large
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.rules import RULES
-from ebm_samplers.fused.trace import CannotFuse, call_once, trace
+from ebm_samplers.fused.trace import CannotFuse, Trace, call_once, trace
 
 REAL: dict[torch.dtype, Any] = {
     torch.float32: np.dtype(np.float32),
@@ -162,7 +162,7 @@ class FusedEnergy:
         call_once(energy, x)
         self.dtype, self.real = x.dtype, REAL[x.dtype]
         self.eps = torch.finfo(x.dtype).eps
-        self.trace = trace(energy, x[:1], RULES)
+        self.trace = self.traced(energy, x[:1])
         self.program, self.layout = lower(self.trace, self.keeps_slopes)
         self.size = self.program.size
         self.n_operations = self.program.n_operations
@@ -173,6 +173,10 @@ class FusedEnergy:
     def runs_on(self, device: torch.device) -> bool:
         """Whether states on a device are for these kernels."""
         return device.type == "cpu"
+
+    def traced(self, energy: EnergyFunction, x: Tensor) -> Trace:
+        """What the kernels are to compute, from one state with its batch axis."""
+        return trace(energy, x, RULES)
 
     def prepare(self) -> None:
         """Make what is mostly the same from call to call."""
@@ -423,6 +427,20 @@ class FusedEnergy:
     def copied(self, part: Any, shape: tuple[int, ...]) -> Tensor:
         """A part of a state of the chains as a tensor of its own."""
         return torch.from_numpy(part.copy().reshape(shape))
+
+    def slopes(self, run: Run) -> list[list[float]]:
+        """The derivatives in what the energy's own kernel gave: gradients, state by state."""
+        gradients: list[list[float]] = self.gradients(run.state).tolist()
+        return gradients
+
+    def probe(self, energy: EnergyFunction) -> Callable[[Tensor], Tensor]:
+        """Gives by torch what is compared at each call, for ``(n, *event)`` states ``(n,)``."""
+        return energy
+
+    def wanted(self, energy: EnergyFunction, x: Tensor) -> tuple[Tensor, list[list[float]]]:
+        """What `probe` gives, and what `slopes` should be."""
+        energies, gradients = energy.energy_and_gradient(x)
+        return energies, gradients.reshape(len(x), -1).tolist()
 
     def any(self, flags: Any) -> bool:
         """Whether one of these numbers is not 0."""

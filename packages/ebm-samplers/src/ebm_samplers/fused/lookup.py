@@ -7,6 +7,7 @@ the energy again. A kernel that is new is compared more thoroughly: on states th
 batch, gradients too. So an energy that mixes the states of a batch has no kernel.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ebm_core.energy import EnergyFunction, evaluation_mode
 from ebm_samplers.fused.arrays import Array
 from ebm_samplers.fused.engine import FusedEnergy, Run
 from ebm_samplers.fused.native import COMPILING
+from ebm_samplers.fused.sensitivities import TrainableEnergy, Training
 from ebm_samplers.fused.trace import CannotFuse
 
 T = TypeVar("T")
@@ -81,13 +83,16 @@ class Lookup:
         sampler: str,
         if_quicker: bool,
         begin: Begin | None,
+        training: Training | None = None,
     ) -> Start:
         """Begin chains at ``x``.
 
         Raises:
             CannotFuse: If there is no kernel that agrees with the energy, or it does not pay.
         """
-        kind = (x.shape[1:], x.dtype, x.device, torch.is_autocast_enabled(x.device.type))
+        kind: Any = (x.shape[1:], x.dtype, x.device, torch.is_autocast_enabled(x.device.type))
+        if training is not None:
+            kind += training.form
         found = self.known.get(kind)
         if isinstance(found, str):
             raise CannotFuse(found)
@@ -100,11 +105,19 @@ class Lookup:
                 pass  # it has changed, or was looked at too early
         with COMPILING:
             if self.known.get(kind) is found:
-                return self._traced(found, kind, energy, x, sampler, if_quicker, begin)
-        return self.start(energy, x, sampler, if_quicker, begin)  # another thread was quicker
+                make = kernels_for(x.device) if training is None else TrainableEnergy
+                return self._traced(found, kind, make, energy, x, sampler, if_quicker, begin)
+        # another thread was quicker
+        return self.start(energy, x, sampler, if_quicker, begin, training)
 
     def _traced(
-        self, old: FusedEnergy | None, kind: Any, energy: EnergyFunction, x: Tensor, *how: Any
+        self,
+        old: FusedEnergy | None,
+        kind: Any,
+        make: type[FusedEnergy],
+        energy: EnergyFunction,
+        x: Tensor,
+        *how: Any,
     ) -> Start:
         """Begin chains with a kernel that is new, or in the place of an old one."""
         if old is not None:
@@ -116,7 +129,7 @@ class Lookup:
                 )
                 raise CannotFuse(changing)
         try:
-            fused = self.known[kind] = kernels_for(x.device)(energy, x)
+            fused = self.known[kind] = make(energy, x)
             return self._begun(fused, energy, x, *how)
         except NoGain:
             raise
@@ -159,6 +172,7 @@ def fused_start(
     sampler: str,
     if_quicker: bool = False,
     begin: Begin | None = None,
+    training: Training | None = None,
 ) -> Start:
     """Begin chains at ``x`` with a kernel that agrees with the energy there.
 
@@ -169,6 +183,7 @@ def fused_start(
         sampler: Whose kernel, see `FusedEnergy.kernel`.
         if_quicker: Refuse where torch is quicker, see `FusedEnergy.slower`.
         begin: Launches the sampler's kernel on ``x``; None for a run of no transitions.
+        training: For kernels of a `TrainableEnergy`, of the energy in its present mode.
 
     Raises:
         CannotFuse: If there is no such kernel.
@@ -176,7 +191,7 @@ def fused_start(
     lookup = _lookups.get(energy)
     if lookup is None:
         lookup = _lookups[energy] = Lookup()
-    return lookup.start(energy, x, sampler, if_quicker, begin)
+    return lookup.start(energy, x, sampler, if_quicker, begin, training)
 
 
 def fused_energy(energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> FusedEnergy:
@@ -205,7 +220,7 @@ def compared(
         _compare_thoroughly(fused, energy, x, sampler, lanes)
     elif alike(fused.flat(x[:STATES])):
         _compare_elsewhere(fused, energy, x, sampler, lanes)
-    want = exactly(energy, x if len(x) <= STATES else x[:STATES])
+    want = exactly(fused.probe(energy), x if len(x) <= STATES else x[:STATES])
     if begin is None:
         run = fused.start(fused.flat(x), sampler, lanes, p, offset)
     else:
@@ -225,14 +240,13 @@ def _compare_thoroughly(
     states = torch.cat([x, _neighbours(x)])
     p, offset = fused.parameters(sampler, lanes)
     run = fused.start(fused.flat(states), sampler, lanes, p, offset)
-    want, slope = exactly(energy.energy_and_gradient, states)
+    want, slopes = exactly(functools.partial(fused.wanted, energy), states)
     _require_close(fused, run, offset, want, len(states))
     tolerance = 10 * TOLERANCE[fused.dtype]
-    slopes = fused.gradients(run.state).tolist()
-    for row, wanted in zip(slopes, slope.reshape(len(slopes), -1).tolist(), strict=True):
+    for row, wanted in zip(fused.slopes(run), slopes, strict=True):
         size = 1 + max((abs(number) for number in wanted if math.isfinite(number)), default=0.0)
         if not all(map(_close, row, wanted, [tolerance * size] * len(row))):
-            raise CannotFuse("the kernel's gradient differs from autograd's")
+            raise CannotFuse("the kernel's derivatives differ from autograd's")
     if want.isfinite().sum() >= 3:
         fused.checked.add((sampler, lanes))
 
@@ -247,7 +261,7 @@ def _compare_elsewhere(
     states = _neighbours(x)
     p, offset = fused.parameters(sampler, lanes)
     run = fused.start(fused.flat(states), sampler, lanes, p, offset)
-    _require_close(fused, run, offset, exactly(energy, states), len(states))
+    _require_close(fused, run, offset, exactly(fused.probe(energy), states), len(states))
 
 
 def alike(states: Any) -> bool:

@@ -7,6 +7,7 @@ costs the kernel nothing. Views are lowered in both cases: a matrix and its tran
 parameter.
 """
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -135,6 +136,7 @@ class Lowering:
             out.nests.clear()
         out.assign(2 * self.size, Array((), lambda index: energy, None, 1))
         out.assign(self.size, gradient)
+        out.exports = [out.exported(self.array(ref)) for ref in self.trace.exports]
         if out.straight:
             nests = [nest for nest in out.nests if isinstance(nest, Nest)]
             stores = [store for nest in nests for store in nest.stores]
@@ -165,7 +167,7 @@ class Lowering:
 
     def _count_uses(self) -> dict[int, int]:
         """How often each value that matters is used."""
-        uses = {0: 1, self.trace.energy.index: 1, self.trace.gradient.index: 1}
+        uses = dict(Counter([0, *(ref.index for ref in self.trace.results)]))
         for number in range(len(self.trace.values) - 1, 0, -1):
             call = self.trace.values[number].call
             if number in uses and call is not None:
@@ -196,7 +198,7 @@ class Lowering:
                 f"{call.function} is used in a form that has no rule{call.place}: {error}"
             ) from error
         self._require_kind(array, value, call)
-        if self.uses[number] > 1 and array.cost > 3:
+        if (self.uses[number] > 1 and array.cost > 3) or Ref(number) in self.trace.exports:
             array = self.out.stored(array)
         self.arrays[number] = self.done[key] = array
 

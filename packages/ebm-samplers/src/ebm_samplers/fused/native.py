@@ -102,7 +102,8 @@ def _compiled(source: str, name: str) -> tuple[dict[str, Any], bytes]:
     module, machine = llvm.parse_assembly(text), _machine()
     module.data_layout = str(machine.target_data)
     module.verify()
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    level = space["OPTIONS"].get("speed", 3)
+    options = llvm.create_pipeline_tuning_options(speed_level=level)
     options.loop_vectorization, options.slp_vectorization = True, False
     passes = llvm.create_pass_builder(machine, options)
     first = llvm.create_new_module_pass_manager()

@@ -111,7 +111,8 @@ class Program:
     """What the kernel of an energy does: nests, in order.
 
     Attributes: size: Elements of a state, d. Rows 0 … d-1 hold the state, d … 2d-1 the gradient, 2d
-        the energy. straight: Without loops.
+        the energy. straight: Without loops. exports: First row and number of rows of what else it
+        gives.
     """
 
     size: int
@@ -121,9 +122,15 @@ class Program:
     n_rows: int = 0
     offset: Expr | None = None
     counters: Iterable[int] = field(default_factory=itertools.count)
+    exports: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.n_rows = 2 * self.size + 1
+
+    @property
+    def export_blocks(self) -> list[tuple[int, int]]:
+        """The exports, each block of rows once."""
+        return list(dict.fromkeys(self.exports))
 
     @property
     def n_operations(self) -> int:
@@ -193,6 +200,16 @@ class Program:
             return None
         first: int = firsts.pop()
         return first if rows == {first + ravel(index, array.shape)} else None
+
+    def exported(self, array: Array) -> tuple[int, int]:
+        """First row and number of rows of an array that the kernel gives: its own, or new ones."""
+        if not self.straight and array.varies and not array.boolean:
+            first = self.rows_under(array)
+            if first is not None and array.load((0,) * len(array.shape)).op == "row":
+                return first, array.size
+        base = self.allocate(array.size)
+        self.assign(base, array)
+        return base, array.size
 
     def allocate(self, n: int) -> int:
         """The first of ``n`` new rows."""

@@ -17,8 +17,8 @@ fast.
 
 import sys
 import traceback
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -120,6 +120,8 @@ class Trace:
     Attributes: values: All tensors. energy, gradient: Which they are. symmetric: Matrices that must
         stay positive definite and well-conditioned, see `algebra`. constants: Values, made from
         leaves, that are part of the program as they were: numbers that ``forward`` read, indices.
+        slopes: Derivatives by parameters, None by those that the energy does not depend on.
+        exports: What else a kernel is to give.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -127,6 +129,13 @@ class Trace:
     gradient: Ref = Ref(0)
     symmetric: list[Ref] = field(default_factory=list)
     constants: list[tuple[Ref, Tensor]] = field(default_factory=list)
+    slopes: list[Ref | None] = field(default_factory=list)
+    exports: list[Ref] = field(default_factory=list)
+
+    @property
+    def results(self) -> list[Ref]:
+        """What a kernel gives."""
+        return [self.energy, self.gradient, *self.exports]
 
     @property
     def leaves(self) -> list[Leaf]:
@@ -197,24 +206,58 @@ def trace(energy: EnergyFunction, x: Tensor, known: Collection[Any]) -> Trace:
             raise error from None
 
 
+def trace_training(
+    energy: EnergyFunction,
+    outputs: Callable[[Tensor], tuple[Tensor, ...]],
+    x: Tensor,
+    known: Collection[Any],
+    parameters: Sequence[Tensor],
+) -> Trace:
+    """Record values at one state and their derivatives by parameters, in the place of a gradient.
+
+    Args:
+        energy: Has the parameters; stays in its mode.
+        outputs: Gives the values, for a batch, and what else is to be exported.
+        x: One state with its batch axis, ``(1, *event)``.
+        known: The operations that need not be taken apart.
+        parameters: Leaves of the energy.
+
+    Raises:
+        CannotFuse: If there is something that a kernel cannot do.
+    """
+
+    def results(x: Tensor) -> tuple[Any, ...]:
+        values, *others = outputs(x)
+        slopes = torch.autograd.grad(values.sum(), parameters, allow_unused=True)
+        return values, torch.zeros_like(x), slopes, others
+
+    return _record(energy, x, known, results, nullcontext())
+
+
 def _record(
     energy: EnergyFunction,
     x: Tensor,
     known: Collection[Any],
-    both: Callable[[Tensor], tuple[Tensor, Tensor]],
+    results: Callable[[Tensor], tuple[Any, ...]],
+    mode: AbstractContextManager[Any] | None = None,
 ) -> Trace:
     recorder = _Recorder(energy, known)
     x = x.detach().clone().requires_grad_()
     recorder.begin(x)
     try:
         # inference tensors and grad mode of the caller must not leak into the trace
-        with evaluation_mode(energy), torch.inference_mode(False), torch.enable_grad(), recorder:
-            energies, gradient = both(x)
+        with (
+            mode or evaluation_mode(energy),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            recorder,
+        ):
+            energies, gradient, *further = results(x)
     except CannotFuse:
         raise
     except Exception as error:
         raise CannotFuse(_reason(error)) from error
-    return recorder.finish(energies, gradient)
+    return recorder.finish(energies, gradient, *further)
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -240,15 +283,23 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def begin(self, x: Tensor) -> None:
         self._add(Value(x, varies=True))
 
-    def finish(self, energies: Any, gradient: Tensor) -> Trace:
+    def finish(
+        self,
+        energies: Any,
+        gradient: Tensor,
+        slopes: Sequence[Tensor | None] = (),
+        others: Sequence[Tensor] = (),
+    ) -> Trace:
         x = self.trace.values[0].example
         if not isinstance(energies, Tensor) or energies.shape != x.shape[:1]:
             given = getattr(energies, "shape", type(energies))
             raise CannotFuse(f"forward gave {given} for a batch of one state")
-        for tensor in (energies, gradient):
+        for tensor in (energies, gradient, *others):
             if tensor.dtype != x.dtype:
                 raise CannotFuse(f"the energy of {x.dtype} states is computed in {tensor.dtype}")
         self.trace.energy, self.trace.gradient = self._ref(energies), self._ref(gradient)
+        self.trace.slopes = [None if slope is None else self._ref(slope) for slope in slopes]
+        self.trace.exports = [self._ref(other) for other in others]
         return self.trace
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -382,6 +433,8 @@ def _place() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
+        if frame.f_code is _BACKWARD:
+            return ""
         if module.partition(".")[0] not in _INTERNAL and module != __name__:
             return f" ({frame.f_code.co_filename}:{frame.f_lineno})"
         frame = frame.f_back
@@ -390,6 +443,7 @@ def _place() -> str:
     return ""
 
 
+_BACKWARD = torch.autograd.graph._engine_run_backward.__code__
 _INTERNAL = {"torch", "ebm_core"}
 
 

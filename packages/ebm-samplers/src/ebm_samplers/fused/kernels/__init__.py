@@ -16,6 +16,9 @@ USUAL = 4
 ONE_LANE = {"nuts"}
 """Kernels whose chains go each their own way: a tile has one."""
 
+ALONE = {"energy", "sensitivities"}
+"""Kernels without chains: they evaluate a batch."""
+
 _MARK = "# compiled -"
 
 

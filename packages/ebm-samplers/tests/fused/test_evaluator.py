@@ -1,0 +1,381 @@
+"""Terms of objectives by kernels: their values, and their derivatives by parameters."""
+
+import copy
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from targets import DoubleWell
+from torch import nn
+
+from ebm_core import ConfigurationError, EnergyFunction, as_energy
+from ebm_samplers import FusedEvaluator
+from ebm_samplers.fused import counts
+from ebm_samplers.fused.matrices import _onednn, rows_by_rows
+
+f = nn.functional
+
+
+@dataclass(frozen=True)
+class Energies:
+    energy: Any
+
+    def __call__(self, x):
+        energies = self.energy(x)
+        return energies, energies.detach()
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """|∇E - target|², as in denoising score matching."""
+
+    energy: Any
+
+    def __call__(self, x, target):
+        energies, gradient = self.energy.energy_and_gradient(x, create_graph=True)
+        residual = (gradient - target).flatten(1)
+        return residual.square().sum(1), energies.detach(), residual.detach().abs().amax(1)
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """½ |∇E|² - vᵀ∇²E v, as in sliced score matching."""
+
+    energy: Any
+
+    def __call__(self, x, v):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energies, gradient = self.energy.energy_and_gradient(x, create_graph=True)
+            (along,) = torch.autograd.grad(gradient, x, v, create_graph=True)
+        form = (v * along).flatten(1).sum(1)
+        return 0.5 * gradient.square().flatten(1).sum(1) - form, energies.detach(), form.detach()
+
+
+class Perceptron(EnergyFunction):
+    def __init__(self, activation=nn.SiLU, width=24, n_inputs=2, bias=True):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(n_inputs, width, bias), activation(),
+            nn.Linear(width, width), activation(), nn.Linear(width, 1),
+        )  # fmt: skip
+        self.width = 1.5
+
+    def forward(self, x):
+        flat = x.flatten(1)
+        return self.layers(flat).squeeze(1) + flat.square().sum(1) / (2 * self.width**2)
+
+
+class Tied(EnergyFunction):
+    """One weight in two layers, and once more transposed; a skip; a scale; an unused parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.tied = nn.Linear(2, 24), nn.Linear(24, 24)
+        self.scale, self.unused = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        hidden = self.first(x).tanh()
+        hidden = hidden + self.tied(hidden).tanh()
+        hidden = f.silu(self.tied(hidden)) @ self.tied.weight
+        return self.scale * hidden.square().mean(1) + self.scale.exp()
+
+
+class Particles(EnergyFunction):
+    """The same layers for each of five particles: products with an inner length of five."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 20), nn.SiLU(), nn.Linear(20, 20), nn.GELU())
+
+    def forward(self, x):
+        return self.layers(x).sum((1, 2)) + x.square().sum((1, 2))
+
+
+ENERGIES = {
+    "perceptron": (Perceptron, (2,)),
+    "gelu": (lambda: Perceptron(nn.GELU), (2,)),
+    "tanh, no bias": (lambda: Perceptron(nn.Tanh, bias=False), (2,)),
+    "straight-line": (lambda: Perceptron(width=4), (2,)),
+    "image": (lambda: Perceptron(n_inputs=6), (2, 3)),
+    "tied": (Tied, (2,)),
+    "particles": (Particles, (5, 3)),
+    "no products": (DoubleWell, (3,)),
+}
+FEW = ("perceptron", "straight-line")
+"""Energies that are looked at with one state, too: another kernel."""
+
+TERMS = {"energies": (Energies, 0), "slopes": (Slopes, 1), "curvature": (Curvature, 1)}
+
+
+def drawn(terms, event, n, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (1 + TERMS[terms][1], n, *event)
+    return tuple(torch.randn(shape, generator=generator, dtype=dtype))
+
+
+def gradients(energy, values, slopes):
+    parameters = [p for p in energy.parameters() if p.requires_grad]
+    return torch.autograd.grad(values @ slopes, parameters, allow_unused=True)
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("name", ENERGIES)
+def test_values_and_derivatives_are_those_of_autograd(name, terms):
+    make, event = ENERGIES[name]
+    torch.manual_seed(0)
+    energy = make().double()
+    term, evaluator = TERMS[terms][0](energy), FusedEvaluator("fused")
+    for n in (1, 70) if name in FEW else (70,):
+        arguments, slopes = drawn(terms, event, n), torch.linspace(-1, 2, n).double()
+        have, want = evaluator(term, *arguments), term(*arguments)
+        assert not any(other.requires_grad for other in have[1:])
+        torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-9)
+        found = zip(
+            gradients(energy, have[0], slopes), gradients(energy, want[0], slopes), strict=True
+        )
+        for a, b in found:
+            b = torch.zeros_like(a) if b is None else b
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("terms", TERMS)
+def test_single_precision(terms):
+    torch.manual_seed(0)
+    energy = Perceptron(width=128)
+    term, arguments = TERMS[terms][0](energy), drawn(terms, (2,), 300, torch.float32)
+    slopes = torch.full((300,), 1 / 300)
+    have = gradients(energy, FusedEvaluator("fused")(term, *arguments)[0], slopes)
+    double = copy.deepcopy(energy).double()
+    exact = TERMS[terms][0](double)(*(a.double() for a in arguments))[0]
+    for a, b in zip(have, gradients(double, exact, slopes.double()), strict=True):
+        b = torch.zeros_like(a).double() if b is None else b
+        assert (a - b).abs().max() < 2e-5 * (1 + b.abs().max())
+
+
+def test_what_changes_is_followed():
+    torch.manual_seed(0)
+    energy, evaluator = Perceptron().double(), FusedEvaluator("fused")
+    (x,) = drawn("energies", (2,), 30)
+
+    def check():
+        term, slopes = Energies(energy), torch.linspace(-1, 1, 30).double()
+        have, want = evaluator(term, x)[0], term(x)[0]
+        torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            gradients(energy, have, slopes), gradients(energy, want, slopes), rtol=1e-8, atol=1e-9
+        )
+
+    check()
+    with torch.no_grad():
+        energy.layers[2].weight.mul_(0.5)  # as an optimiser does
+    traced = counts["traced"]
+    check()
+    assert counts["traced"] == traced
+    energy.layers[0].weight = nn.Parameter(energy.layers[0].weight.detach() + 1)
+    check()
+    energy.layers[2].weight.requires_grad_(False)  # frozen: one derivative less
+    check()
+    energy.width = 0.8  # a number that no tensor holds
+    check()
+    assert counts["traced"] > traced
+
+
+def test_modes_are_told_apart():
+    """Dropout has a kernel in eval mode, and is torch's in training."""
+    energy = Perceptron(width=16)
+    energy.layers[1] = nn.Sequential(nn.SiLU(), nn.Dropout(0.5))
+    (x,) = drawn("energies", (2,), 64, torch.float32)
+    evaluator, insisting, term = FusedEvaluator(), FusedEvaluator("fused"), Energies(energy)
+    energy.eval()
+    torch.testing.assert_close(insisting(term, x)[1], term(x)[1])
+    energy.train()
+    with pytest.raises(ConfigurationError, match="random"):
+        insisting(term, x)
+    first, second = evaluator(term, x)[1], evaluator(term, x)[1]
+    assert not torch.equal(first, second)
+    energy.eval()
+    torch.testing.assert_close(insisting(term, x)[1], term(x)[1])
+
+
+def test_attempts_leave_running_statistics_alone():
+    energy = Perceptron(width=16)
+    energy.layers[1] = nn.Sequential(nn.SiLU(), nn.BatchNorm1d(16))
+    other, (x,) = copy.deepcopy(energy), drawn("energies", (2,), 64, torch.float32)
+    assert torch.equal(FusedEvaluator()(Energies(energy), x)[1], Energies(other)(x)[1])
+    assert all(map(torch.equal, energy.buffers(), other.buffers()))
+
+
+class Scaled(Perceptron):
+    def __init__(self, scale):
+        super().__init__(width=16)
+        self.held = [scale]  # no parameter of this module
+
+    def forward(self, x):
+        return super().forward(x) * self.held[0]
+
+
+class Mixed(Perceptron):
+    def forward(self, x):
+        energies = super().forward(x)
+        return energies - energies.mean()
+
+
+class Bounded(nn.Module):
+    def forward(self, weight):
+        return weight.tanh()
+
+
+class Parametrised(Perceptron):
+    def __init__(self):
+        super().__init__(width=64)
+        nn.utils.parametrize.register_parametrization(self.layers[2], "weight", Bounded())
+
+
+def hooked():
+    energy = Perceptron(width=16)
+    energy.layers[2].register_forward_hook(lambda module, inputs, output: None)
+    return energy
+
+
+REFUSED = {
+    "convolution": (
+        lambda: as_energy(lambda x: net(x[:, None, None]).sum((1, 2, 3)), net)
+        if (net := nn.Conv2d(1, 2, 1)) else None, "no rule|convolution",
+    ),
+    "hook": (hooked, "Linear does more in forward"),
+    "tensor of a closure": (lambda: Scaled(torch.ones(1, requires_grad=True)), "no parameter"),
+    "states that meet": (Mixed, "mixes the states"),
+    "parametrised weight": (Parametrised, "a product of matrices"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_kernel_is_evaluated_by_torch(name):
+    make, reason = REFUSED[name]
+    torch.manual_seed(0)
+    energy = make()
+    term, (x,) = Energies(energy), drawn("energies", (2,), 64, torch.float32)
+    with pytest.raises(ConfigurationError, match=reason):
+        FusedEvaluator("fused")(term, x)
+    have, want = FusedEvaluator()(term, x)[0], term(x)[0]
+    assert torch.equal(have, want)
+    slopes = torch.linspace(-1, 1, 64)
+    torch.testing.assert_close(gradients(energy, have, slopes), gradients(energy, want, slopes))
+    assert "torch" in FusedEvaluator().explain(term, x)
+
+
+def test_a_closures_tensor_is_trained_by_torch():
+    scale = torch.ones(1, requires_grad=True)
+    FusedEvaluator()(Energies(Scaled(scale)), torch.randn(64, 2))[0].sum().backward()
+    assert scale.grad is not None
+
+
+def test_arguments_that_require_gradients_get_them():
+    x = torch.randn(64, 2, requires_grad=True)
+    FusedEvaluator()(Energies(Perceptron()), x)[0].sum().backward()
+    assert x.grad is not None
+
+
+def test_without_autograd_torch_is_asked():
+    term, x = Energies(Perceptron()), torch.randn(64, 2)
+    with torch.no_grad():
+        assert torch.equal(FusedEvaluator()(term, x)[0], term(x)[0])
+
+
+def test_transforms_of_torch_func():
+    energy = Perceptron(width=8)
+    (x,), evaluator = drawn("energies", (2,), 16, torch.float32), FusedEvaluator()
+    values = dict(energy.named_parameters())
+
+    def total(parameters, evaluate):
+        return torch.func.functional_call(energy, parameters, (x,)).sum() + 0 * evaluate()
+
+    def by_evaluator():
+        return evaluator(Energies(energy), x)[0].sum().detach()
+
+    have = torch.func.grad(total)(values, by_evaluator)
+    want = torch.func.grad(total)(values, lambda: 0.0)
+    torch.testing.assert_close(have, want)
+
+
+def test_derivatives_can_be_differentiated_again():
+    torch.manual_seed(0)
+    energy = Perceptron(width=24).double()
+    (x,) = drawn("energies", (2,), 40)
+
+    def penalty(values):
+        found = torch.autograd.grad(
+            values.square().sum(), energy.layers[2].weight, create_graph=True
+        )
+        (second,) = torch.autograd.grad(found[0].square().sum(), energy.layers[0].weight)
+        return second
+
+    term = Energies(energy)
+    torch.testing.assert_close(
+        penalty(FusedEvaluator("fused")(term, x)[0]), penalty(term(x)[0]), rtol=1e-8, atol=1e-9
+    )
+
+
+def test_parameters_that_change_before_the_backward_pass_are_an_error():
+    energy = Perceptron()
+    values = FusedEvaluator("fused")(Energies(energy), torch.randn(64, 2))[0]
+    with torch.no_grad():
+        energy.layers[0].weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        values.sum().backward()
+
+
+def test_gradients_add_up_over_calls():
+    torch.manual_seed(0)
+    energy, evaluator = Perceptron().double(), FusedEvaluator("fused")
+    term, (x,) = Energies(energy), drawn("energies", (2,), 50)
+    for part in (x[:20], x[20:]):
+        evaluator(term, part)[0].sum().backward()
+    added = [p.grad.clone() for p in energy.parameters()]
+    want = gradients(energy, term(x)[0], torch.ones(50).double())
+    torch.testing.assert_close(added, list(want), rtol=1e-8, atol=1e-9)
+
+
+def test_what_pays_is_told():
+    term, evaluator = Energies(Perceptron()), FusedEvaluator()
+    assert "µs" in evaluator.explain(term, torch.randn(8, 2))
+    assert "engine 'fused'" in evaluator.explain(term, torch.randn(20_000, 2))
+    assert "engine 'fused'" in FusedEvaluator("fused").explain(term, torch.randn(8, 2))
+
+
+def test_copies_work_and_few_kernels_are_kept():
+    energy, evaluator = Perceptron(width=8), FusedEvaluator("fused")
+    x = torch.randn(64, 2)
+    want = evaluator(Energies(energy), x)[1]
+    for other in (copy.deepcopy(evaluator), pickle.loads(pickle.dumps(evaluator))):
+        torch.testing.assert_close(other(Energies(energy), x)[1], want)
+    for _ in range(20):
+        evaluator(Energies(Perceptron(width=2)), x)
+    assert len(evaluator._known) <= 16
+
+
+def test_a_wrong_engine_is_refused():
+    with pytest.raises(ConfigurationError, match="engine"):
+        FusedEvaluator("torch")
+
+
+@pytest.mark.parametrize("shape", ((160, 128, 96), (3, 500, 2), (130, 1, 200)))
+def test_products_of_rows(shape):
+    p, n, q = shape
+    a, b = (torch.randn(m, n, generator=torch.Generator().manual_seed(m)) for m in (p, q))
+    for left, right in ((a, b), (a.repeat(1, 2)[:, :n], b.repeat(1, 2)[:, :n])):
+        want = left.double() @ right.double().t()
+        torch.testing.assert_close(rows_by_rows(left, right).double(), want, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(rows_by_rows(left.double(), right.double()), want)
+
+
+def test_products_do_without_the_other_library(monkeypatch):
+    _onednn.cache_clear()
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None, raising=False)
+    assert _onednn() is None
+    a = torch.randn(1100, 40)
+    torch.testing.assert_close(rows_by_rows(a, a), a @ a.t())
+    _onednn.cache_clear()
