@@ -14,6 +14,7 @@ from ebm_core import ConfigurationError, EnergyFunction, as_energy
 from ebm_samplers import FusedEvaluator
 from ebm_samplers.fused import counts
 from ebm_samplers.fused.matrices import _onednn, rows_by_rows
+from ebm_samplers.fused.sensitivities import Product
 
 f = nn.functional
 
@@ -80,6 +81,7 @@ class Tied(EnergyFunction):
         hidden = self.first(x).tanh()
         hidden = hidden + self.tied(hidden).tanh()
         hidden = f.silu(self.tied(hidden)) @ self.tied.weight
+        hidden = torch.einsum("ni,io->no", hidden, self.tied.weight.mT)
         return self.scale * hidden.square().mean(1) + self.scale.exp()
 
 
@@ -355,6 +357,15 @@ def test_copies_work_and_few_kernels_are_kept():
     for _ in range(20):
         evaluator(Energies(Perceptron(width=2)), x)
     assert len(evaluator._known) <= 16
+
+
+def test_a_kernel_that_differs_from_autograd_is_not_used(monkeypatch):
+    term, x = Energies(Perceptron(width=16)), torch.randn(64, 2)
+    right = Product.total
+    monkeypatch.setattr(Product, "total", lambda *given: 1.01 * right(*given))
+    with pytest.raises(ConfigurationError, match="differ from autograd's"):
+        FusedEvaluator("fused")(term, x)
+    assert torch.equal(FusedEvaluator()(term, x)[0], term(x)[0])
 
 
 def test_a_wrong_engine_is_refused():

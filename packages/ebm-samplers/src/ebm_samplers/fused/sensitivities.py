@@ -112,37 +112,51 @@ class _Reading:
 
     def __init__(self, trace: Trace) -> None:
         self.trace, self.values = trace, trace.values
-        self.products: list[Product] = []
-        self.rows: list[int] = []
+        self.found: list[tuple[Ref, Ref, bool]] = []
         self.constant: Tensor | None = None
 
     def of(self, slope: Ref) -> Sensitivity:
         """The parts of a value."""
-        before = len(self.trace.exports)
-        self._add(slope, ())
-        if not self.products and len(self.rows) > 1:  # one sum is less to give than its parts
-            del self.trace.exports[before:]
-            self.rows, self.constant = [], None
-            self._add_rows(slope, ())
-        shape = self.values[slope.index].example.shape
-        return Sensitivity(shape, tuple(self.products), tuple(self.rows), self.constant)
+        example = self.values[slope.index].example
+        if self._add(slope, ()):
+            products = tuple(self._product(*factors) for factors in self.found)
+            return Sensitivity(example.shape, products, constant=self.constant)
+        if example.numel() > MOST_ROWS:
+            raise CannotFuse(
+                f"a parameter's derivative has {example.numel():,} numbers for each state, and "
+                f"beyond {MOST_ROWS:,} it has to be a product of matrices"
+            )
+        return Sensitivity(example.shape, rows=(self._export(slope),))
 
-    def _add(self, ref: Ref, views: tuple[Call, ...]) -> None:
-        """Add a value, seen through views."""
+    def _add(self, ref: Ref, views: tuple[Call, ...]) -> bool:
+        """Add a value, seen through views; False if it is no sum of products and constants."""
         value = self.values[ref.index]
         call = value.call
         if value.fixed:
-            constant = value.example.detach().clone()
-            for view in views:
-                constant = view.function(constant, *view.args[1:], **view.kwargs)
+            constant = _viewed(value.example.detach().clone(), views)
             self.constant = constant if self.constant is None else self.constant + constant
-        elif call is not None and self._is_view(ref):
-            self._add(call.args[0], (call, *views))
-        elif call is not None and call.function is aten.add.Tensor and self._plain_sum(call, ref):
-            for part in call.args:
-                self._add(part, views)
-        elif call is None or not self._add_product(call, views):
-            self._add_rows(ref, views)
+            return True
+        if call is None:
+            return False
+        if self._is_view(ref):
+            return self._add(call.args[0], (call, *views))
+        if call.function is aten.add.Tensor and self._is_plain_sum(call, ref):
+            return all(self._add(part, views) for part in call.args)
+        if call.function not in (aten.mm.default, aten.bmm.default):
+            return False
+        left, right = call.args
+        *batch, p, k = self.values[left.index].example.shape
+        q = self.values[right.index].example.shape[-1]
+        turned = _turned(p, q, views, value.example.shape)
+        if batch not in ([], [1]) or turned is None or p * k + k * q > p * q:
+            return False
+        self.found.append((left, right, turned))
+        return True
+
+    def _product(self, left: Ref, right: Ref, turned: bool) -> Product:
+        p, k = self.values[left.index].example.shape[-2:]
+        q = self.values[right.index].example.shape[-1]
+        return Product(self._export(left), self._export(right), p, k, q, turned)
 
     def _is_view(self, ref: Ref) -> bool:
         value = self.values[ref.index]
@@ -151,62 +165,37 @@ class _Reading:
         before: int = self.values[value.call.args[0].index].example.numel()
         return before == value.example.numel()
 
-    def _plain_sum(self, call: Call, ref: Ref) -> bool:
+    def _is_plain_sum(self, call: Call, ref: Ref) -> bool:
         shape = self.values[ref.index].example.shape
         return not call.kwargs and all(
             isinstance(part, Ref) and self.values[part.index].example.shape == shape
             for part in call.args
         )
 
-    def _add_product(self, call: Call, views: tuple[Call, ...]) -> bool:
-        """Add a product of matrices, if it is one and its factors are smaller."""
-        if call.function is not aten.mm.default:
-            return False
-        left, right = call.args
-        p, k = self.values[left.index].example.shape
-        q = self.values[right.index].example.shape[1]
-        turned = _turned(p, q, views)
-        if turned is None or p * k + k * q > p * q:
-            return False
-        self.products.append(Product(self._export(left), self._export(right), p, k, q, turned))
-        return True
-
-    def _add_rows(self, ref: Ref, views: tuple[Call, ...]) -> None:
-        value = self.values[ref.index]
-        size = value.example.numel()
-        if size > MOST_ROWS:
-            made = "" if value.call is None else f", made by {value.call.function}"
-            raise CannotFuse(
-                f"a parameter's derivative has {size:,} numbers for each state{made}, "
-                f"and beyond {MOST_ROWS:,} it has to be a product of matrices"
-            )
-        numbers = torch.arange(size).view(value.example.shape)
-        for view in views:
-            numbers = view.function(numbers, *view.args[1:], **view.kwargs)
-        if not numbers.reshape(-1).equal(torch.arange(size)):
-            raise CannotFuse("a parameter's derivative is arranged anew")
-        self.rows.append(self._export(ref))
-
     def _export(self, ref: Ref) -> int:
         while self._is_view(ref) and sum(n > 1 for n in self.values[ref.index].example.shape) <= 1:
             call = self.values[ref.index].call
             assert call is not None
-            ref = call.args[0]
+            ref = call.args[0]  # the same elements in the same order
         exports = self.trace.exports
         if ref not in exports:
             exports.append(ref)
         return exports.index(ref)
 
 
-def _turned(p: int, q: int, views: tuple[Call, ...]) -> bool | None:
+def _viewed(tensor: Tensor, views: tuple[Call, ...]) -> Tensor:
+    for view in views:
+        tensor = view.function(tensor, *view.args[1:], **view.kwargs)
+    return tensor
+
+
+def _turned(p: int, q: int, views: tuple[Call, ...], shape: torch.Size) -> bool | None:
     """Whether views transpose a matrix ``(p, q)``; None if they do something else to it."""
     numbers = torch.arange(p * q)
-    seen = numbers.view(p, q)
-    for view in views:
-        seen = view.function(seen, *view.args[1:], **view.kwargs)
-    if seen.reshape(-1).equal(numbers):
+    seen = _viewed(numbers.view(shape), views).reshape(-1)
+    if seen.equal(numbers):
         return False
-    return True if seen.reshape(-1).equal(numbers.view(p, q).t().reshape(-1)) else None
+    return True if seen.equal(numbers.view(p, q).t().reshape(-1)) else None
 
 
 @dataclass
