@@ -39,6 +39,7 @@ class FusedEvaluator:
 
     Example:
         >>> from torch import nn
+        >>> from ebm_core import as_energy
         >>> net = nn.Sequential(nn.Linear(2, 32), nn.SiLU(), nn.Linear(32, 1))
         >>> class Values:
         ...     energy = as_energy(lambda x: net(x).squeeze(1), net)
