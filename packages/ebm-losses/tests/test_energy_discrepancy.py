@@ -75,7 +75,7 @@ def test_recoveries_of_a_datum_share_its_perturbation():
     torch.manual_seed(0)
     x = torch.zeros(4000, 1).double()
     EnergyDiscrepancy(energy, 0.3, 2)(x)
-    recovered = seen[0][4000:].reshape(4000, 2)
+    recovered = seen[1].reshape(4000, 2)
     # Variances 2t, covariance t; bounds of some five standard errors.
     covariance = torch.cov(recovered.T)
     want = torch.tensor([[0.6, 0.3], [0.3, 0.6]]).double()

@@ -173,10 +173,12 @@ class Terms(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Terms ``(n,)``, energies ``(n,)``, and statistics ``(n,)`` each.
 
+        Called with tensors alone, by position; `Any` stands for them.
+
         Args:
             *args: States, ``(n, *event)``, and what else there is of each state, ``(n, ...)``, of
                 the same dtype.
-            **kwargs: None: evaluators pass no others.
+            **kwargs: Not used.
 
         Returns:
             The terms with their history; then, detached, E(x) and whatever is to be reported.
@@ -185,10 +187,10 @@ class Terms(Protocol):
 
 
 class Evaluator(Protocol):
-    """Evaluates `Terms`, in a quicker way than to call them."""
+    """Evaluates `Terms`, in a quicker way than to call them; ``FusedEvaluator`` of ebm-samplers."""
 
     def __call__(self, terms: Terms, x: Tensor, *drawn: Tensor) -> tuple[Tensor, ...]:
-        """What ``terms(x, *drawn)`` gives, with the history of parameters, not of arguments."""
+        """What ``terms(x, *drawn)`` gives, with the history of whatever requires gradients."""
         ...
 
 
@@ -273,10 +275,11 @@ class BaseLoss(nn.Module, ABC):
 
     Args:
         energy: The energy to train, or any callable ``(batch, *event) -> (batch,)``.
-        evaluator: Evaluates what the loss averages over its batch; None for torch.
+        evaluator: What computes the terms that the loss averages over its batch, such as
+            ``FusedEvaluator()`` of ebm-samplers; None for torch.
 
     Attributes:
-        evaluator: As given; may be set.
+        evaluator: As given. It may be set, also where the constructor has no such argument.
         metrics: Detached scalars of the last call, by name.
 
     Example:
@@ -289,14 +292,37 @@ class BaseLoss(nn.Module, ABC):
         (tensor(2.), tensor(2.))
     """
 
+    evaluator: Evaluator | None = None
+
     def __init__(self, energy: EnergyLike, evaluator: Evaluator | None = None) -> None:
         super().__init__()
         self.energy = as_energy(energy)
-        self.evaluator = _check_evaluator(evaluator)
+        self.evaluator = evaluator
         self.metrics: dict[str, Tensor] = {}
 
-    def evaluate(self, terms: Terms, x: Tensor, *drawn: Tensor) -> tuple[Tensor, ...]:
-        """What ``terms(x, *drawn)`` gives, by the evaluator if there is one."""
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; an evaluator is checked, and never becomes a part of the module.
+
+        Raises:
+            ConfigurationError: If it cannot be called.
+        """
+        if name == "evaluator":
+            object.__setattr__(self, name, _check_evaluator(value))
+        else:
+            super().__setattr__(name, value)
+
+    def evaluate_terms(self, terms: Terms, x: Tensor, *drawn: Tensor) -> tuple[Tensor, ...]:
+        """What ``terms(x, *drawn)`` gives, by the evaluator if there is one.
+
+        Args:
+            terms: What the loss averages.
+            x: States, ``(n, *event)``.
+            *drawn: What else there is of each state, ``(n, ...)``.
+
+        Returns:
+            The terms ``(n,)`` with their history, the energies of ``x`` ``(n,)``, and statistics
+            ``(n,)`` each; see `Terms`.
+        """
         if self.evaluator is None:
             return terms(x, *drawn)
         return self.evaluator(terms, x, *drawn)

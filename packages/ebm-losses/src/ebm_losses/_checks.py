@@ -47,6 +47,15 @@ def floating_energies(energy: EnergyFunction, states: Tensor) -> Tensor:
         ConfigurationError: If it gives integers.
     """
     energies = check_energies(energy(states), torch.Size([len(states)]))
+    return check_floating_energies(energies, states)
+
+
+def check_floating_energies(energies: Tensor, states: Tensor) -> Tensor:
+    """Energies of states, which may be integers themselves.
+
+    Raises:
+        ConfigurationError: If they are integers.
+    """
     if not energies.is_floating_point():
         raise ConfigurationError(
             f"the energy gave {energies.dtype} for states of {states.dtype}",

@@ -1,7 +1,7 @@
 """The terms that objectives average: functions of states and of all that was drawn for them.
 
-An objective draws, and hands the terms to its evaluator (`ebm_core.BaseLoss.evaluate`): torch, or
-what computes the same more quickly.
+An objective draws, and hands the terms to its evaluator (`ebm_core.BaseLoss.evaluate_terms`):
+torch, or what computes the same more quickly.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebm_core import EnergyFunction
-from ebm_losses._checks import floating_energies
+from ebm_core.energy import check_energies
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class EnergyTerms:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """E of states ``(n, *event)``, twice."""
-        energies = floating_energies(self.energy, x)
+        energies = check_energies(self.energy(x), self.energy.batch_shape(x))
         return energies, energies.detach()
 
 
@@ -61,26 +61,30 @@ class CurvatureTerms:
         energy: E.
         variance_reduction: Take |∇E|² itself, not its estimate along the directions.
         chunk_size: Directions in one batched backward pass.
+        complete: Directions are all unit vectors: the curvature is their sum, not their mean.
     """
 
     energy: EnergyFunction
     variance_reduction: bool = True
     chunk_size: int = 1
+    complete: bool = False
 
     def __call__(self, x: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
-        """The term, E, the mean square of an element of ∇E, and mean vᵀ∇²E v, of each state.
+        """The term, E, the mean square of an element of ∇E, and the curvature, of each state.
 
         Args:
             x: States, ``(n, *event)``.
             directions: v, ``(n, direction, *event)``.
         """
         directions = directions.transpose(0, 1)
-        energies, gradient, forms = quadratic_forms(self.energy, x, directions, self.chunk_size)
+        # Batched passes are vmap's, which a recording of single operations does not see through.
+        at_once = 1 if torch._C._len_torch_dispatch_stack() else self.chunk_size
+        energies, gradient, forms = quadratic_forms(self.energy, x, directions, at_once)
         if self.variance_reduction:
             squares = sum_event(gradient.square())
         else:
             squares = sum_event(directions * gradient, 2).square().mean(0)
-        curvature = forms.mean(0)
+        curvature = forms.sum(0) if self.complete else forms.mean(0)
         terms = 0.5 * squares - curvature
         return terms, energies.detach(), mean_square(gradient), curvature.detach()
 

@@ -26,8 +26,8 @@ from ebm_core.validation import check_integer, check_positive
 from ebm_losses._checks import (
     check_batch,
     check_finite_states,
+    check_floating_energies,
     check_states_like,
-    floating_energies,
 )
 from ebm_losses._sampler_loss import SamplerLoss, check_sampler, constants
 from ebm_losses._terms import EnergyTerms
@@ -109,15 +109,17 @@ class ContrastiveObjective(SamplerLoss):
         together, since it knows how many states come (labels, a condition), is called twice.
         """
         if self._together:
-            with suppress(Exception):  # what is wrong with the energy itself is said below
-                both = self.evaluate(EnergyTerms(self.energy), torch.cat([x, negatives]))[0]
+            with suppress(Exception):  # what is wrong is said below
+                both = self._evaluated(torch.cat([x, negatives]))
                 return both[: len(x)], both[len(x) :]
-        found = self._apart(x, negatives)
+        found = self._evaluated(x), self._evaluated(negatives)
         self._together = False
         return found
 
-    def _apart(self, x: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        return floating_energies(self.energy, x), floating_energies(self.energy, negatives)
+    def _evaluated(self, states: Tensor) -> Tensor:
+        return check_floating_energies(
+            self.evaluate_terms(EnergyTerms(self.energy), states)[0], states
+        )
 
     def mean_over_negatives(self, energies: Tensor) -> Tensor:
         """The mean of ``(n,)`` energies of negatives, in which a subclass may weight them."""

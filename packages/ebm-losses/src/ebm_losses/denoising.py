@@ -130,13 +130,16 @@ class DenoisingScoreMatching(BaseLoss):
                 sigma = self._draw_levels(x)
             energy, scale = self._at(sigma), sigma.reshape(-1, *[1] * (x.ndim - 1))
         factor = scale if self.reference_scale is None else self.reference_scale**2 / scale
+        if self.evaluator is not None and not isinstance(factor, Tensor):
+            shape = (len(x), *[1] * (x.ndim - 1))
+            factor = x.new_full(shape, factor)  # no part of a kernel: it may change
         drawn = (noise, factor) if isinstance(factor, Tensor) else (noise,)
         slopes = SlopeTerms(energy, None if isinstance(factor, Tensor) else factor, 0.5)
         noisy = x + scale * noise
         if self.conditional:  # an energy of this call, not worth an evaluator's preparations
             terms, energies, squares = slopes(noisy, *drawn)
         else:
-            terms, energies, squares = self.evaluate(slopes, noisy, *drawn)
+            terms, energies, squares = self.evaluate_terms(slopes, noisy, *drawn)
         return terms.mean(), {
             "noisy_energy": energies.mean(),
             "score_rms": squares.mean().sqrt(),

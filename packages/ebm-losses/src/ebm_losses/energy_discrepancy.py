@@ -90,8 +90,10 @@ class EnergyDiscrepancy(BaseLoss):
         shape = (n_data, self.n_negatives, *x.shape[1:])
         noise = torch.randn(shape, device=x.device, dtype=x.dtype)
         recovered = (perturbed[:, None] + scale * noise).flatten(0, 1)
-        energies, _ = self.evaluate(EnergyTerms(self.energy), torch.cat([x, recovered]))
-        data_energy, negative_energy = energies[:n_data], energies[n_data:]
+        terms = EnergyTerms(self.energy)
+        data_energy, negative_energy = (
+            self.evaluate_terms(terms, states)[0] for states in (x, recovered)
+        )
         differences = data_energy[:, None] - negative_energy.reshape(n_data, -1)
         # log w among the differences: log(w + Σ exp) without overflow; w = 0 adds exp(-∞).
         log_w = differences.new_full((n_data, 1), math.log(self.w) if self.w else -math.inf)

@@ -17,12 +17,11 @@ from ebm_core import (
     evaluation_mode,
     require_continuous,
 )
-from ebm_core.energy import check_energies
 from ebm_core.validation import check_integer, check_number, check_positive
 from ebm_losses._checks import check_batch, check_finite_states, check_floating
 from ebm_losses._coupling import import_pot, optimal_pairs
 from ebm_losses._sampler_loss import SamplerLoss
-from ebm_losses._terms import SlopeTerms
+from ebm_losses._terms import EnergyTerms, SlopeTerms
 
 
 class EnergyMatching(SamplerLoss):
@@ -130,7 +129,7 @@ class EnergyMatching(SamplerLoss):
         noise = noise[optimal_pairs(x, noise, import_pot(type(self).__name__))]
         time = torch.rand((len(x), *[1] * (x.ndim - 1)), device=x.device, dtype=x.dtype)
         mixed, target = torch.lerp(noise, x, time), noise - x
-        return self.evaluate(SlopeTerms(self.energy), mixed, target)[0].mean()
+        return self.evaluate_terms(SlopeTerms(self.energy), mixed, target)[0].mean()
 
     def draw_negatives(self, x: Tensor) -> Tensor:
         """Negatives ``(batch, *event)`` for data of that shape, detached; see the class.
@@ -160,15 +159,17 @@ class EnergyMatching(SamplerLoss):
             ConfigurationError: If the data are not floating.
             NumericalError: If data or negatives are not finite.
         """
-        n_data = check_batch(self.energy, x)
+        check_batch(self.energy, x)
         check_floating(x, type(self).__name__)
         flow = self.flow(x)
         loss, metrics = flow, {"flow": flow}
         self.negatives = None
         if int(self.n_calls) >= self.warm_up and self.contrastive_weight > 0:
             self.negatives = self.draw_negatives(x)
-            data_energy = check_energies(self.energy(x), torch.Size([n_data])).mean()
-            negative_energy = self.energy(self.negatives).mean()
+            data_energy, negative_energy = (
+                self.evaluate_terms(EnergyTerms(self.energy), states)[0].mean()
+                for states in (x, self.negatives)
+            )
             loss = flow + self.contrastive_weight * (data_energy - negative_energy)
             metrics |= {
                 "data_energy": data_energy,

@@ -88,7 +88,7 @@ class EquilibriumMatching(BaseLoss):
         noise = torch.randn_like(x)
         gamma = torch.rand((n_data, *[1] * (x.ndim - 1)), device=x.device, dtype=x.dtype)
         target = self.decay(gamma) * (noise - x)
-        terms, energies, squares = self.evaluate(
+        terms, energies, squares = self.evaluate_terms(
             SlopeTerms(self.energy), torch.lerp(noise, x, gamma), target
         )
         return terms.mean(), {

@@ -92,7 +92,7 @@ class NoiseContrastiveEstimation(BaseLoss):
 
     def log_density(self, x: Tensor) -> Tensor:
         """log p(x) = -E(x) - c in nats: ``(batch, *event) -> (batch,)``."""
-        return -check_energies(self.energy(x), self.energy.batch_shape(x)) - self.log_normalizer
+        return -self.evaluate_terms(EnergyTerms(self.energy), x)[0] - self.log_normalizer
 
     def compute(self, x: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The loss on data ``(batch, *event)``; see the class.
@@ -111,16 +111,17 @@ class NoiseContrastiveEstimation(BaseLoss):
             log_noise = self._log_noise_density(states)
             _check_coverage(log_noise[:n_data])
         log_ratio = math.log(self.noise_ratio)
-        energies, detached = self.evaluate(EnergyTerms(self.energy), states)
-        logit = -energies - self.log_normalizer - log_noise - log_ratio
+        log_density = self.log_density(states)
+        logit = log_density - log_noise - log_ratio
         of_data, of_draws = logit[:n_data], logit[n_data:]
         loss = softplus(-of_data).mean() + self.noise_ratio * softplus(of_draws).mean()
         with torch.no_grad():
             found = (of_data > -log_ratio).to(logit.dtype).mean()
             rejected = (of_draws <= -log_ratio).to(logit.dtype).mean()
+            energy = -log_density - self.log_normalizer
             metrics = {
-                "data_energy": detached[:n_data].mean(),
-                "noise_energy": detached[n_data:].mean(),
+                "data_energy": energy[:n_data].mean(),
+                "noise_energy": energy[n_data:].mean(),
                 "accuracy": (found + rejected) / 2,
                 "log_normalizer": self.log_normalizer,
             }

@@ -33,7 +33,6 @@ from ebm_core import (
 )
 from ebm_core.validation import check_integer
 from ebm_losses._checks import check_batch, check_floating
-from ebm_losses._metrics import root_mean_square
 from ebm_losses._terms import CurvatureTerms, quadratic_forms
 
 _AT_ONCE = 64  # second derivatives in one batched backward pass
@@ -58,6 +57,7 @@ class ScoreMatching(BaseLoss):
             continuous support and twice differentiable with respect to x.
         chunk_size: Elements whose second derivatives are taken in one batched backward pass; None
             for 64 where events are vectors, else 1. It changes speed and memory, never the value.
+        evaluator: As in `ebm_core.BaseLoss`; for events of a few elements.
 
     Attributes:
         metrics: ``energy`` (mean over the data), ``score_rms`` (root mean square of an element of
@@ -75,8 +75,14 @@ class ScoreMatching(BaseLoss):
         0.25
     """
 
-    def __init__(self, energy: EnergyLike, *, chunk_size: int | None = None) -> None:
-        super().__init__(energy)
+    def __init__(
+        self,
+        energy: EnergyLike,
+        *,
+        chunk_size: int | None = None,
+        evaluator: Evaluator | None = None,
+    ) -> None:
+        super().__init__(energy, evaluator)
         require_continuous(self.energy.support, type(self).__name__)
         self.chunk_size = (
             None if chunk_size is None else check_integer("chunk_size", chunk_size, at_least=1)
@@ -93,13 +99,15 @@ class ScoreMatching(BaseLoss):
         check_batch(self.energy, x)
         check_floating(x, type(self).__name__)
         at_once = _directions_at_once(x) if self.chunk_size is None else self.chunk_size
-        energies, gradient, forms = quadratic_forms(self.energy, x, _basis(x), at_once)
-        _check_curvature(self, x, gradient, forms)
-        curvature = forms.detach().sum(0).mean()
-        return gradient.square().sum() / (2 * len(x)) - forms.sum(0).mean(), {
-            "energy": energies.detach().mean(),
-            "score_rms": root_mean_square(gradient),
-            "laplacian": curvature,
+        directions = _basis(x).expand(-1, *x.shape).transpose(0, 1)
+        terms, energies, squares, curvature = self.evaluate_terms(
+            CurvatureTerms(self.energy, chunk_size=at_once, complete=True), x, directions
+        )
+        _check_curvature(self, x, curvature)
+        return terms.mean(), {
+            "energy": energies.mean(),
+            "score_rms": squares.mean().sqrt(),
+            "laplacian": curvature.mean(),
         }
 
     def extra_repr(self) -> str:
@@ -177,13 +185,12 @@ class SlicedScoreMatching(BaseLoss):
         check_floating(x, type(self).__name__)
         shape = (self.n_projections, *x.shape)
         directions = torch.randint(2, shape, device=x.device, dtype=x.dtype).mul_(2).sub_(1)
-        at_once = _directions_at_once(x) if self.evaluator is None else 1
-        terms, energies, squares, curvature = self.evaluate(
-            CurvatureTerms(self.energy, self.variance_reduction, at_once),
+        terms, energies, squares, curvature = self.evaluate_terms(
+            CurvatureTerms(self.energy, self.variance_reduction, _directions_at_once(x)),
             x,
             directions.transpose(0, 1),
         )
-        _check_curvature(self, x, squares, curvature)
+        _check_curvature(self, x, curvature)
         return terms.mean(), {
             "energy": energies.mean(),
             "score_rms": squares.mean().sqrt(),
@@ -220,13 +227,13 @@ def _is_curved(energy: EnergyFunction, x: Tensor) -> bool:
     return False
 
 
-def _check_curvature(loss: BaseLoss, x: Tensor, gradient: Tensor, curvature: Tensor) -> None:
+def _check_curvature(loss: BaseLoss, x: Tensor, curvature: Tensor) -> None:
     """Refuse an energy that has gradients, but no second derivatives.
 
     Raises:
         ConfigurationError: If it has none anywhere.
     """
-    if curvature.detach().any() or not gradient.detach().any() or _is_curved(loss.energy, x):
+    if curvature.any() or not loss.energy.gradient(x).any() or _is_curved(loss.energy, x):
         return
     raise ConfigurationError(
         f"all second derivatives of {type(loss.energy).__name__} along the directions of "

@@ -26,16 +26,18 @@ MOST_KNOWN = 16
 class FusedEvaluator:
     """Evaluates terms of objectives by kernels: values and their derivatives by parameters.
 
-    What objectives of ebm-losses take as ``evaluator``; contrastive ones find that of their sampler
-    by themselves. The whole term, second and third derivatives of a network included, becomes one
-    kernel on CPUs, whose derivatives by weights are put together by products of matrices. Each call
-    compares energies with the energy's ``forward`` on up to four states, as `fuse` does.
+    What objectives of ebm-losses take as ``evaluator``. The whole term, second and third
+    derivatives of a network included, becomes one kernel on CPUs, whose derivatives by weights are
+    put together by products of matrices. Each call compares energies with the energy's ``forward``
+    on up to four states, as `fuse` does.
 
     Torch evaluates what has no kernel: convolutions and parametrised weights, modules with hooks,
-    arguments that require gradients themselves, other devices; and what is quicker so.
+    arguments that require gradients themselves, other devices; calls without autograd; and what is
+    quicker so.
 
     Args:
-        engine: ``"auto"``; ``"fused"`` raises where there is no kernel, and says why.
+        engine: ``"auto"``; ``"fused"`` raises where there is no kernel, says why, and does not ask
+            what is quicker.
 
     Example:
         >>> from torch import nn
@@ -62,6 +64,8 @@ class FusedEvaluator:
         Raises:
             ConfigurationError: If ``engine`` is "fused", and there is no kernel.
         """
+        if not torch.is_grad_enabled():  # a validation, say
+            return terms(x, *drawn)
         try:
             return self._fused(terms, (x, *drawn))
         except CannotFuse as reason:
@@ -95,8 +99,6 @@ class FusedEvaluator:
     def _fused(self, terms: Terms, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         for part in parts:
             _check_constant(part, parts[0].dtype)
-        if not torch.is_grad_enabled():
-            raise CannotFuse("nothing is to be differentiated here")
         if (
             torch.compiler.is_compiling()
             or torch._C._len_torch_dispatch_stack()

@@ -83,14 +83,14 @@ class Sensitivity:
     rows: tuple[int, ...] = ()
     constant: Tensor | None = None
 
-    def total(self, exports: Sequence[Tensor], slopes: Tensor) -> Tensor:
-        """Σ slope · ∂E/∂θ over states, of the shape of the parameter."""
+    def total(self, exports: Sequence[Tensor], slopes: Tensor) -> Tensor | None:
+        """Σ slope · ∂E/∂θ over states, of the shape of the parameter; None where there is none."""
         parts = [product.total(exports, slopes) for product in self.products]
         parts += [exports[row] @ slopes for row in self.rows]
         if self.constant is not None:
             parts.append(self.constant.reshape(-1) * slopes.sum())
         if not parts:
-            return slopes.new_zeros(self.shape)
+            return None
         total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         return total.view(self.shape)
 
@@ -241,6 +241,8 @@ class TrainableEnergy(FusedEnergy):
         """Outputs and derivatives, from one state with its batch axis."""
         assert isinstance(energy, Trainable)
         parameters = Training(energy).parameters
+        if not parameters:
+            raise CannotFuse("its energy has no parameters that require gradients")
         found = trace_training(energy, energy.outputs, x, RULES, parameters)
         known = set(map(id, parameters))
         for leaf in found.leaves:
@@ -294,8 +296,11 @@ class TrainableEnergy(FusedEnergy):
         notes[1] = exports[0].numpy() - real.type(offset)
         return Evaluation(state, slots.draws, slots.statistics, notes, exports)
 
-    def by_parameters(self, run: "Evaluation", slopes: Tensor) -> list[Tensor]:
-        """Σ slope · ∂value/∂θ over states, for slopes ``(chain,)``, by parameter."""
+    def by_parameters(self, run: "Evaluation", slopes: Tensor) -> list[Tensor | None]:
+        """Σ slope · ∂value/∂θ over states, for slopes ``(chain,)``, by parameter.
+
+        None by those that the values do not depend on, as autograd has it.
+        """
         return [sensitivity.total(run.exports, slopes) for sensitivity in self.sensitivities]
 
     def others(self, run: "Evaluation") -> list[Tensor]:
@@ -317,7 +322,8 @@ class TrainableEnergy(FusedEnergy):
         finite = values.isfinite()
         kept = replace(run, exports=[part[:, finite] for part in run.exports])
         found = self.by_parameters(kept, _weights(int(finite.sum()), self.dtype))
-        return [row.reshape(-1).tolist() for row in (values, *self.others(run), *found)]
+        rows = values, *self.others(run), *found
+        return [[] if row is None else row.reshape(-1).tolist() for row in rows]
 
     def wanted(self, energy: EnergyFunction, x: Tensor) -> tuple[Tensor, list[list[float]]]:
         """What `probe` gives, and what `slopes` should be."""
@@ -328,13 +334,9 @@ class TrainableEnergy(FusedEnergy):
             finite = values.detach().isfinite()
             total = values[finite] @ _weights(int(finite.sum()), self.dtype)
             found = torch.autograd.grad(total, parameters, allow_unused=True)
-        slopes = [
-            torch.zeros_like(parameter) if slope is None else slope
-            for parameter, slope in zip(parameters, found, strict=True)
-        ]
         offset = self.parameters("sensitivities", self.lanes(len(x)))[1]
-        rows = [values.detach() - offset, *others, *slopes]
-        return others[0], [row.reshape(-1).tolist() for row in rows]
+        rows = values.detach() - offset, *others, *found
+        return others[0], [[] if row is None else row.reshape(-1).tolist() for row in rows]
 
 
 def _weights(n: int, dtype: torch.dtype) -> Tensor:
