@@ -9,6 +9,7 @@ import pytest
 import torch
 from targets import DoubleWell
 from torch import nn
+from torch.autograd import forward_ad
 
 from ebm_core import ConfigurationError, EnergyFunction, as_energy
 from ebm_samplers import FusedEvaluator
@@ -333,6 +334,209 @@ def test_parameters_that_change_before_the_backward_pass_are_an_error():
         energy.layers[0].weight.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         values.sum().backward()
+
+
+def compare(energy, evaluator, term, *arguments):
+    """Values and gradients by kernels and by torch."""
+    slopes = torch.linspace(-1, 2, len(arguments[0]), dtype=arguments[0].dtype)
+    have, want = evaluator(term, *arguments)[0], term(*arguments)[0]
+    torch.testing.assert_close(have, want, rtol=1e-8, atol=1e-12)
+    for a, b in zip(gradients(energy, have, slopes), gradients(energy, want, slopes), strict=True):
+        assert (a is None) == (b is None)
+        if b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-12)
+
+
+def test_hooks_on_parameters_are_torchs():
+    energy, evaluator = Perceptron().double(), FusedEvaluator()
+    (x,) = drawn("energies", (2,), 300)
+    hook = energy.layers[0].weight.register_hook(lambda slope: 2 * slope)
+    with pytest.raises(ConfigurationError, match="has hooks"):
+        FusedEvaluator("fused")(Energies(energy), x)
+    compare(energy, evaluator, Energies(energy), x)
+    hook.remove()
+    compare(energy, FusedEvaluator("fused"), Energies(energy), x)
+
+
+def test_what_is_to_be_trained_later_gets_gradients():
+    head, base = Perceptron(width=16).double(), Perceptron(width=8).double()
+    base.requires_grad_(False)
+    term = Energies(as_energy(lambda x: head(x) + base(x), head))
+    evaluator, (x,) = FusedEvaluator(), drawn("energies", (2,), 300)
+    FusedEvaluator("fused")(term, x)
+    evaluator(term, x)
+    base.requires_grad_(True)
+    evaluator(term, x)[0].sum().backward()
+    assert base.layers[0].weight.grad is not None
+
+
+class Deep(EnergyFunction):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 24), nn.Linear(24, 1)
+        self.a, self.b, self.c = (nn.Linear(24, 24, bias=False) for _ in range(3))
+
+    def forward(self, x):
+        for layer in (self.first, self.a, self.b, self.c):
+            x = layer(x).tanh()
+        return self.last(x).squeeze(1)
+
+
+def test_weights_may_be_tied_and_untied():
+    torch.manual_seed(0)
+    energy, evaluator = Deep().double(), FusedEvaluator("fused")
+    (x,) = drawn("energies", (2,), 70)
+    weight = energy.a.weight.detach().clone()
+    energy.b.weight, energy.c.weight = energy.a.weight, nn.Parameter(weight)
+    compare(energy, evaluator, Energies(energy), x)
+    energy.b.weight = energy.c.weight
+    compare(energy, evaluator, Energies(energy), x)
+    energy.b.weight = nn.Parameter(weight.clone())
+    compare(energy, evaluator, Energies(energy), x)
+
+
+class Loss(nn.Module):
+    def __init__(self, energy, evaluator):
+        super().__init__()
+        self.energy, self.evaluator = energy, evaluator
+
+    def forward(self, x):
+        return self.evaluator(Energies(self.energy), x)[0].square().mean()
+
+
+def test_steps_of_meta_learning():
+    """Parameters that are not those of the modules, differentiated through."""
+    torch.manual_seed(0)
+    found, (x,) = [], drawn("energies", (2,), 60)
+    for evaluator in (FusedEvaluator("fused"), lambda terms, x: terms(x)):
+        torch.manual_seed(1)
+        loss = Loss(Perceptron(width=24).double(), evaluator)
+        fast = dict(loss.named_parameters())
+        for _ in range(2):
+            value = torch.func.functional_call(loss, fast, (x,))
+            slopes = torch.autograd.grad(value, list(fast.values()), create_graph=True)
+            fast = {
+                name: p - 0.1 * slope for (name, p), slope in zip(fast.items(), slopes, strict=True)
+            }
+        value = torch.func.functional_call(loss, fast, (x,))
+        found.append(torch.autograd.grad(value, list(loss.parameters())))
+    torch.testing.assert_close(*found, rtol=1e-7, atol=1e-10)
+
+
+def test_a_parameter_frozen_meanwhile_and_an_argument_changed():
+    energy, (x,) = Perceptron(width=24), drawn("energies", (2,), 60, torch.float32)
+    values = FusedEvaluator("fused")(Energies(energy), x)[0]
+    energy.layers[4].weight.requires_grad_(False)
+    weight = energy.layers[2].weight
+    (slope,) = torch.autograd.grad(values.sum(), weight, create_graph=True)
+    assert slope.requires_grad
+    values = FusedEvaluator("fused")(Energies(energy), x)[0]
+    x.mul_(2.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        values.sum().backward()
+
+
+class Heads(EnergyFunction):
+    """One weight, split; and weights that are computed from the state."""
+
+    def __init__(self, computed):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 24))
+        self.layer, self.computed = nn.Linear(3, 24), computed
+
+    def forward(self, x):
+        if self.computed:
+            mixed = self.layer(x).view(-1, 3, 8).transpose(1, 2) @ x.unsqueeze(2)
+            return mixed.tanh().sum((1, 2))
+        heads = self.weight.view(3, 4, 6).transpose(0, 1)
+        return (x[:, None, None] @ heads).tanh().square().sum((1, 2, 3))
+
+
+@pytest.mark.parametrize("computed", (False, True))
+def test_heads(computed):
+    torch.manual_seed(0)
+    energy = Heads(computed).double()
+    arguments = drawn("slopes", (3,), 70)
+    compare(energy, FusedEvaluator("fused"), Slopes(energy), *arguments)
+
+
+def test_small_energies_are_watched_as_closely():
+    class Small(Perceptron):
+        scale = 1e-4
+
+        def forward(self, x):
+            return self.scale * super().forward(x)
+
+    energy, evaluator = Small().double(), FusedEvaluator("fused")
+    (x,) = drawn("energies", (2,), 70)
+    compare(energy, evaluator, Energies(energy), x)
+    energy.scale = 1.1e-4
+    compare(energy, evaluator, Energies(energy), x)
+
+
+def test_checkpointed_losses():
+    energy, x = Perceptron(width=24), torch.randn(300, 2)
+    loss = Loss(energy, FusedEvaluator("fused"))
+    for _ in range(2):
+        torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=False).backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_forward_mode_is_torchs():
+    energy = Perceptron(width=24)
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(torch.randn(20_000, 2), torch.ones(20_000, 2))
+        values = FusedEvaluator()(Energies(energy), x)[0]
+        assert forward_ad.unpack_dual(values).tangent is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_scripted_parts_are_torchs():
+    class Scripted(EnergyFunction):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.jit.script(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)))
+
+        def forward(self, x):
+            return self.net(x).squeeze(1)
+
+    term, x = Energies(Scripted()), torch.randn(300, 2)
+    assert torch.equal(FusedEvaluator()(term, x)[0], term(x)[0])
+
+
+def test_what_the_backward_pass_needs_is_freed_by_it():
+    energy = Perceptron(width=24)
+    values, others = FusedEvaluator("fused")(Energies(energy), torch.randn(64, 2))
+    others.zero_()  # their memory is their own
+    exported = values.grad_fn.saved_tensors[0]
+    del exported
+    (values.sum() * 2).backward()
+    with pytest.raises(RuntimeError, match="freed"):
+        values.grad_fn.saved_tensors  # noqa: B018
+
+
+class Unhashable(Energies):
+    __hash__ = None
+
+
+class Alone(Energies):
+    def __call__(self, x):
+        return (self.energy(x),)
+
+
+@pytest.mark.parametrize("kind", (Unhashable, Alone))
+def test_terms_of_another_form_are_called(kind):
+    term, x = kind(Perceptron()), torch.randn(300, 2)
+    assert torch.equal(FusedEvaluator()(term, x)[0], term(x)[0])
+
+
+def test_states_that_are_not_finite_do_not_bar_the_others():
+    energy, evaluator = Perceptron().double(), FusedEvaluator("fused")
+    (x,) = drawn("energies", (2,), 70)
+    bad = x.clone()
+    bad[1] = torch.nan
+    assert evaluator(Energies(energy), bad)[0].isnan().sum() == 1
+    compare(energy, evaluator, Energies(energy), x)
 
 
 def test_gradients_add_up_over_calls():

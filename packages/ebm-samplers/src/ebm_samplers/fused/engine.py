@@ -433,6 +433,15 @@ class FusedEnergy:
         gradients: list[list[float]] = self.gradients(run.state).tolist()
         return gradients
 
+    def allowed(self, expected: list[float], offset: float, tolerance: float) -> list[float]:
+        """How far energies may be off."""
+        rounding = 16 * self.eps
+        return [tolerance * (1 + abs(b - offset)) + rounding * abs(b) for b in expected]
+
+    def units(self, largest: list[float]) -> list[float]:
+        """What derivatives are measured by, given the largest of each row of `slopes`."""
+        return [1 + most for most in largest]
+
     def probe(self, energy: EnergyFunction) -> Callable[[Tensor], Tensor]:
         """Gives by torch what is compared at each call, for ``(n, *event)`` states ``(n,)``."""
         return energy

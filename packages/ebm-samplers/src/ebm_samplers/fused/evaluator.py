@@ -11,13 +11,8 @@ from ebm_core import ConfigurationError
 from ebm_core.protocols import Terms
 from ebm_core.validation import check_choice
 from ebm_samplers.fused.lookup import Start, fused_start
-from ebm_samplers.fused.sensitivities import (
-    Evaluation,
-    Trainable,
-    TrainableEnergy,
-    Training,
-)
 from ebm_samplers.fused.trace import CannotFuse
+from ebm_samplers.fused.trainable import Evaluation, Trainable, TrainableEnergy, Training
 
 MOST_KNOWN = 16
 """Objectives, or shapes of their arguments, whose kernels an evaluator keeps."""
@@ -98,28 +93,35 @@ class FusedEvaluator:
 
     def _fused(self, terms: Terms, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         for part in parts:
-            _check_constant(part, parts[0].dtype)
+            _check_constant(part, parts[0])
         if (
             torch.compiler.is_compiling()
             or torch._C._len_torch_dispatch_stack()
             or torch._C._functorch.peek_interpreter_stack() is not None
+            or torch.autograd.forward_ad._current_level >= 0
         ):
             raise CannotFuse("a transform of torch is at work")
         joined = self._joined(parts, terms)
         training = Training(joined)
         start = self._start(joined, parts, training)
-        found: tuple[Tensor, ...] = _Outputs.apply(joined, start, parts, *training.parameters)  # type: ignore[no-untyped-call]
+        tensors = *parts, *training.parameters
+        found: tuple[Tensor, ...] = _Outputs.apply(joined, training.names, start, *tensors)  # type: ignore[no-untyped-call]
         return found
 
     def _start(self, joined: "_Joined", parts: Sequence[Tensor], training: Training) -> Start:
-        with torch.inference_mode(False), torch.no_grad():
+        # What is traced and compared is nobody's graph: hooks on saved tensors would rerun a loss.
+        unhooked = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+        with torch.inference_mode(False), torch.no_grad(), unhooked:
             if_quicker = self.engine == "auto"
             return fused_start(joined, _flat(parts), "sensitivities", if_quicker, None, training)
 
     def _joined(self, parts: Sequence[Tensor], terms: Terms) -> "_Joined":
         shapes = tuple(part.shape[1:] for part in parts)
         key = (terms, shapes)
-        joined = self._known.get(key)
+        try:
+            joined = self._known.get(key)
+        except TypeError as error:
+            raise CannotFuse(f"its terms are not hashable ({error})") from error
         if joined is None:
             if len(self._known) >= MOST_KNOWN:
                 with suppress(KeyError, StopIteration, RuntimeError):  # of other threads' doing
@@ -128,13 +130,17 @@ class FusedEvaluator:
         return joined
 
 
-def _check_constant(part: Tensor, dtype: torch.dtype) -> None:
+def _check_constant(part: Tensor, x: Tensor) -> None:
     if part.requires_grad:
         raise CannotFuse("an argument requires gradients")
-    if part.dtype != dtype:
-        raise CannotFuse(f"arguments are {dtype} and {part.dtype}")
-    if part.device.type != "cpu" or part.ndim == 0 or len(part) == 0:
+    if part.dtype != x.dtype:
+        raise CannotFuse(f"arguments are {x.dtype} and {part.dtype}")
+    if part.device.type != "cpu" or part.ndim == 0 or len(part) != len(x) or len(x) == 0:
         raise CannotFuse(f"an argument has shape {tuple(part.shape)} on {part.device}")
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:
@@ -159,7 +165,9 @@ class _Joined(Trainable):
 
     def outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         """What the terms give."""
-        outputs: tuple[Tensor, ...] = self.terms(*self.parts(x))
+        outputs = self.terms(*self.parts(x))
+        if not isinstance(outputs, tuple) or len(outputs) < 2:
+            raise CannotFuse(f"{type(self.terms).__name__} does not give terms and energies")
         return outputs
 
     def witness(self, x: Tensor) -> Tensor:
@@ -168,32 +176,39 @@ class _Joined(Trainable):
 
 
 class _Outputs(torch.autograd.Function):
-    """(joined, start, parts, *parameters) -> values, others."""
+    """(joined, names, start, *parts, *parameters) -> values, others."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        joined: _Joined,
-        start: Start,
-        parts: tuple[Tensor, ...],
-        *parameters: Tensor,
+        ctx: Any, joined: _Joined, names: list[str], start: Start, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        assert isinstance(start.fused, TrainableEnergy)
-        assert isinstance(start.run, Evaluation)
-        ctx.joined, ctx.parts, ctx.fused, ctx.run = joined, parts, start.fused, start.run
-        ctx.save_for_backward(*parameters)
-        values = start.fused.tensor(start.fused.energies(start.run.state, start.offset))
-        others = start.fused.others(start.run)
+        fused, run = start.fused, start.run
+        assert isinstance(fused, TrainableEnergy)
+        assert isinstance(run, Evaluation)
+        ctx.joined, ctx.names, ctx.fused = joined, names, fused
+        ctx.save_for_backward(run.exported, *tensors)  # freed with the graph, and kept from changes
+        others = fused.others(fused.exports(run.exported, len(run.state)))
         ctx.mark_non_differentiable(*others)
-        return values, *others
+        return fused.tensor(fused.energies(run.state, start.offset)), *others
 
     @staticmethod
     def backward(ctx: Any, slopes: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        parameters = ctx.saved_tensors  # raises if one has been changed meanwhile
+        exported, *tensors = ctx.saved_tensors
+        none = [None] * (3 + len(tensors) - len(ctx.names))
         if torch.is_grad_enabled():  # they will be differentiated once more, which is torch's part
-            values = ctx.joined.terms(*ctx.parts)[0]
-            found = torch.autograd.grad(
-                values, parameters, slopes, create_graph=True, allow_unused=True
-            )
-            return None, None, None, *found
-        return None, None, None, *ctx.fused.by_parameters(ctx.run, slopes)
+            return *none, *_by_torch(ctx.joined, ctx.names, tensors, slopes)
+        return *none, *ctx.fused.by_parameters(ctx.fused.exports(exported, len(slopes)), slopes)
+
+
+def _by_torch(
+    joined: _Joined, names: list[str], tensors: Sequence[Tensor], slopes: Tensor
+) -> list[Tensor | None]:
+    """Derivatives of values by parameters as they were, with their history."""
+    n = len(tensors) - len(names)
+    parts, parameters = tensors[:n], tensors[n:]
+    values = torch.func.functional_call(
+        joined, dict(zip(names, parameters, strict=True)), (_flat(parts),)
+    )
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    found = iter(torch.autograd.grad(values, wanted, slopes, create_graph=True, allow_unused=True))
+    return [next(found) if parameter.requires_grad else None for parameter in parameters]

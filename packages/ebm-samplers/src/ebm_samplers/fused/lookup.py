@@ -22,8 +22,8 @@ from ebm_core.energy import EnergyFunction, evaluation_mode
 from ebm_samplers.fused.arrays import Array
 from ebm_samplers.fused.engine import FusedEnergy, Run
 from ebm_samplers.fused.native import COMPILING
-from ebm_samplers.fused.sensitivities import TrainableEnergy, Training
 from ebm_samplers.fused.trace import CannotFuse
+from ebm_samplers.fused.trainable import TrainableEnergy, Training
 
 T = TypeVar("T")
 
@@ -33,6 +33,9 @@ times that, relative to 1 and the largest element."""
 
 STATES = 4
 """How many start states are compared."""
+
+MOST_KNOWN = 64
+"""So many kinds of states, and sets of modules in training, have kernels at once."""
 
 RETRACES = 5
 """So often an energy may have changed; then it is left to torch."""
@@ -128,6 +131,8 @@ class Lookup:
                     "than its parameters: keep numbers that change in buffers of the energy"
                 )
                 raise CannotFuse(changing)
+        if len(self.known) >= MOST_KNOWN:
+            del self.known[next(iter(self.known))]
         try:
             fused = self.known[kind] = make(energy, x)
             return self._begun(fused, energy, x, *how)
@@ -243,9 +248,10 @@ def _compare_thoroughly(
     want, slopes = exactly(functools.partial(fused.wanted, energy), states)
     _require_close(fused, run, offset, want, len(states))
     tolerance = 10 * TOLERANCE[fused.dtype]
-    for row, wanted in zip(fused.slopes(run), slopes, strict=True):
-        size = 1 + max((abs(number) for number in wanted if math.isfinite(number)), default=0.0)
-        allowed = [tolerance * size] * len(wanted)
+    largest = [max((abs(n) for n in row if math.isfinite(n)), default=0.0) for row in slopes]
+    found = zip(fused.slopes(run), slopes, fused.units(largest), strict=True)
+    for row, wanted, unit in found:
+        allowed = [tolerance * unit] * len(wanted)
         if len(row) != len(wanted) or not all(map(_close, row, wanted, allowed)):
             raise CannotFuse("the kernel's derivatives differ from autograd's")
     if want.isfinite().sum() >= 3:
@@ -298,9 +304,9 @@ def agree(fused: FusedEnergy, began: Array, offset: float, expected: Tensor) -> 
     """Whether a run's energies at its start, without the offset, are what they should be."""
     if expected.shape != began.shape:
         return False
-    tolerance, rounding = TOLERANCE[fused.dtype], 16 * fused.eps
-    for a, b in zip(began.tolist(), expected.tolist(), strict=True):
-        allowed = tolerance * (1 + abs(b - offset)) + rounding * abs(b)
+    wanted = expected.tolist()
+    limits = fused.allowed(wanted, offset, TOLERANCE[fused.dtype])
+    for a, b, allowed in zip(began.tolist(), wanted, limits, strict=True):
         if not abs(a + offset - b) <= allowed < math.inf and not _close(a + offset, b, allowed):
             return False
     return True

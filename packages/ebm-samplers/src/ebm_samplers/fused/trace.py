@@ -272,6 +272,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for module in energy.modules():
             stores: Any = (module._parameters, module._buffers)
             for store in stores:
+                if not isinstance(store, dict):  # of a module of TorchScript
+                    continue
                 for key, tensor in store.items():
                     if tensor is not None:
                         self.owners[id(tensor)] = Leaf(tensor, store, key)
