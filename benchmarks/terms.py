@@ -54,10 +54,10 @@ class Terms(Benchmark):
 
     def run(self) -> None:
         """Measure everything that the options ask for."""
-        os.sched_setaffinity(0, self.settings["one core"])
-        torch.set_num_threads(1)
         options = self.options
         self.found.update(machine=machine(), repetitions=options.repetitions)
+        os.sched_setaffinity(0, self.settings["one core"])
+        torch.set_num_threads(1)
         self.found["seconds"] = options.seconds
         packages = ("ebm-losses", "ebm-samplers", "torch")
         self.found["versions"] = {"ours": {name: version_of(name) for name in packages}}

@@ -18,12 +18,11 @@ from ebm_samplers.fused.rules import RULES
 from ebm_samplers.fused.sensitivities import read
 from ebm_samplers.fused.trace import CannotFuse, Trace, trace_training
 
-CALL, OPERATION, ELEMENT = 200e-6, 3e-6, 7e-12
+CALL, OPERATION, ELEMENT = 400e-6, 3e-6, 7e-12
 """Seconds that a call takes beside the kernel's arithmetic, that each of torch's operations takes
-beside its own, and that a kernel saves on each scalar operation: so that perceptrons of 2-32-32-1
-to 2-512-512-1 were found to be quicker by kernels in denoising score matching with 256 states (1.1
-to 1.8 times) and 2048 (1.2 to 2.4), in sliced score matching always (1.2 to 3), and by energies
-alone with some 30 million scalar operations in all (Zen 5, one core)."""
+beside its own, and that a kernel saves on each scalar operation. By these, of the perceptrons,
+batches and objectives of benchmarks/terms.py, kernels are asked where they were not slower than
+torch, but for some percent (docs/benchmarks.md, Terms by kernels)."""
 
 
 class Trainable(EnergyFunction):
