@@ -16,7 +16,7 @@ from ebm_losses import (
     PersistentContrastiveDivergence,
 )
 from ebm_models import MLPEnergy
-from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics
+from ebm_samplers import MALA, FusedEvaluator, HamiltonianMonteCarlo, LangevinDynamics
 from ebm_utils import EightGaussians, TwoMoons, exact_kl, fit
 
 BATCH, N_STEPS = 32, 24
@@ -44,6 +44,9 @@ LOSSES = {
         e, Gaussian(torch.zeros(2), covariance=4 * torch.eye(2))
     ),
     "DSM": lambda e: DenoisingScoreMatching(e, noise_scale=0.1),
+    "DSM by kernels": lambda e: DenoisingScoreMatching(
+        e, noise_scale=0.1, evaluator=FusedEvaluator("fused")
+    ),
 }
 
 
