@@ -28,6 +28,7 @@ from ebm_core import BaseLoss
 from ebm_losses import DenoisingScoreMatching, EnergyDiscrepancy, SlicedScoreMatching
 from ebm_models import MLPEnergy
 from ebm_samplers import FusedEvaluator
+from ebm_samplers.fused.matrices import rows_by_rows
 
 OBJECTIVES: dict[str, Callable[..., BaseLoss]] = {
     "energy discrepancy": lambda e, **how: EnergyDiscrepancy(e, n_negatives=1, **how),
@@ -62,6 +63,8 @@ class Terms(Benchmark):
         packages = ("ebm-losses", "ebm-samplers", "torch")
         self.found["versions"] = {"ours": {name: version_of(name) for name in packages}}
         cells = self.found.setdefault("cells", {})
+        self.found["product"] = products(options.repetitions, options.seconds)
+        self.save()
         networks = list(NETWORKS)[:2] if options.quick else NETWORKS
         for network, batch, objective in product(networks, BATCHES, options.objectives):
             name = f"{network} | {batch} | {objective}"
@@ -92,7 +95,16 @@ class Terms(Benchmark):
         return {name: median(times) for name, times in taken.items()} | {"first": first["kernels"]}
 
 
-def step_of(loss_fn: BaseLoss, x: torch.Tensor) -> Callable[[], None]:
+def products(repetitions: int, enough: float) -> dict[str, float]:
+    """Seconds of ``a @ b.T`` for float32 matrices ``(128, 512)``, by torch and as kernels do."""
+    a, b = torch.randn(2, 128, 512)
+    ways = {"torch": lambda: a @ b.t(), "kernels": lambda: rows_by_rows(a, b)}
+    n = max(3, round(enough / seconds(ways["torch"], 10)))
+    taken = [{name: seconds(way, n) for name, way in ways.items()} for _ in range(repetitions)]
+    return {name: median(times[name] for times in taken) for name in ways}
+
+
+def step_of(loss_fn: BaseLoss, x: torch.Tensor) -> Callable[[], object]:
     """The loss of a batch, and its backward pass."""
 
     def step() -> None:
@@ -102,7 +114,7 @@ def step_of(loss_fn: BaseLoss, x: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-def seconds(step: Callable[[], None], n: int) -> float:
+def seconds(step: Callable[[], object], n: int) -> float:
     """Seconds of one of ``n`` steps."""
     begin = time.perf_counter()
     for _ in range(n):
@@ -126,7 +138,9 @@ def sections(found: dict[str, Any]) -> Iterator[str]:
     firsts = [entry["first"] for entry in cells.values()]
     yield (
         f"The first step by a kernel, compiled or loaded from disk, took {median(firsts):.2g} s in "
-        f"the median and {max(firsts):.2g} s at most."
+        f"the median and {max(firsts):.2g} s at most. A product of two matrices (128, 512), by "
+        f"which kernels' outputs are added up, took {1e6 * found['product']['kernels']:.3g} µs, and "
+        f"{1e6 * found['product']['torch']:.3g} µs as torch makes them."
     )
 
 

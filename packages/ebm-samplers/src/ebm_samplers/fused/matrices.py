@@ -1,9 +1,8 @@
 """Products of matrices by torch, on the quicker of its two libraries.
 
-On processors of AMD, MKL does not use registers of 512 bits, and oneDNN does: ``(128, 512) @ (512,
-128)`` takes 80 µs there instead of 155 (Zen 5, one core, float32). Torch calls oneDNN for float32
-in compiled graphs only, by an operation that is not public: it is tried once, and left if it does
-not give what ``@`` gives.
+On processors of AMD, MKL does not use registers of 512 bits, and oneDNN does (benchmarks/terms.py
+times both). Torch calls oneDNN for float32 in compiled graphs only, by an operation that is not
+public: it is tried once, and left if it does not give what ``@`` gives.
 """
 
 import functools
