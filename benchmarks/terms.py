@@ -124,7 +124,7 @@ def seconds(step: Callable[[], object], n: int) -> float:
 
 def sections(found: dict[str, Any]) -> Iterator[str]:
     """The page's measured part, piece by piece."""
-    cells = found["cells"]
+    cells, product_of = found["cells"], found["product"]
     yield (
         f"{where(found)} One core; medians of {found['repetitions']} interleaved repetitions of "
         f"{found['seconds']:g} s."
@@ -139,8 +139,8 @@ def sections(found: dict[str, Any]) -> Iterator[str]:
     yield (
         f"The first step by a kernel, compiled or loaded from disk, took {median(firsts):.2g} s in "
         f"the median and {max(firsts):.2g} s at most. A product of two matrices (128, 512), by "
-        f"which kernels' outputs are added up, took {1e6 * found['product']['kernels']:.3g} µs, and "
-        f"{1e6 * found['product']['torch']:.3g} µs as torch makes them."
+        f"which kernels' outputs are added up, took {1e6 * product_of['kernels']:.3g} µs, and "
+        f"{1e6 * product_of['torch']:.3g} µs as torch makes it."
     )
 
 
