@@ -6,12 +6,11 @@ told to insist, and by torch, in turn, on one core. Nothing else of a training s
     nox -s bench -- terms [--quick] [--resume] [--objectives NAME ...]
 
 ``--report`` only writes the table of docs/benchmarks.md from the results kept. What
-`ebm_samplers.fused.sensitivities` expects to pay is judged by these figures.
+`ebm_samplers.fused.trainable` expects to pay is judged by these figures.
 """
 
 import argparse
 import os
-import time
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
@@ -23,6 +22,7 @@ from harness.benchmark import Benchmark, common_options
 from harness.machine import machine
 from harness.report import fill, table, times, where
 from rivals.protocol import version_of
+from rivals.training_steps import taken
 
 from ebm_core import BaseLoss
 from ebm_losses import DenoisingScoreMatching, EnergyDiscrepancy, SlicedScoreMatching
@@ -63,7 +63,7 @@ class Terms(Benchmark):
         packages = ("ebm-losses", "ebm-samplers", "torch")
         self.found["versions"] = {"ours": {name: version_of(name) for name in packages}}
         cells = self.found.setdefault("cells", {})
-        self.found["product"] = products(options.repetitions, options.seconds)
+        self.found["product"] = self.products()
         self.save()
         networks = list(NETWORKS)[:2] if options.quick else NETWORKS
         for network, batch, objective in product(networks, BATCHES, options.objectives):
@@ -83,25 +83,25 @@ class Terms(Benchmark):
             "torch": step_of(OBJECTIVES[objective](energy), x),
             "kernels": step_of(OBJECTIVES[objective](energy, evaluator=FusedEvaluator("fused")), x),
         }
-        first = {name: seconds(step, 1) for name, step in steps.items()}
+        first = {name: taken(step, 1) for name, step in steps.items()}
+        return self.timed(steps) | {"first": first["kernels"]}
+
+    def products(self) -> dict[str, float]:
+        """Seconds of ``a @ b.T`` for float32 matrices ``(128, 512)``, by torch and by kernels."""
+        a, b = torch.randn(2, 128, 512)
+        return self.timed({"torch": lambda: a @ b.t(), "kernels": lambda: rows_by_rows(a, b)})
+
+    def timed(self, steps: dict[str, Callable[[], object]]) -> dict[str, float]:
+        """Seconds of a step of each kind: medians of repetitions in turn."""
         n = {
-            name: max(3, round(self.options.seconds / seconds(step, 3)))
+            name: max(3, round(self.options.seconds / taken(step, 3)))
             for name, step in steps.items()
         }
-        taken: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(self.options.repetitions):
-            for name, step in steps.items():
-                taken[name].append(seconds(step, n[name]))
-        return {name: median(times) for name, times in taken.items()} | {"first": first["kernels"]}
-
-
-def products(repetitions: int, enough: float) -> dict[str, float]:
-    """Seconds of ``a @ b.T`` for float32 matrices ``(128, 512)``, by torch and as kernels do."""
-    a, b = torch.randn(2, 128, 512)
-    ways = {"torch": lambda: a @ b.t(), "kernels": lambda: rows_by_rows(a, b)}
-    n = max(3, round(enough / seconds(ways["torch"], 10)))
-    taken = [{name: seconds(way, n) for name, way in ways.items()} for _ in range(repetitions)]
-    return {name: median(times[name] for times in taken) for name in ways}
+        rounds = [
+            {name: taken(step, n[name]) for name, step in steps.items()}
+            for _ in range(self.options.repetitions)
+        ]
+        return {name: median(each[name] for each in rounds) for name in steps}
 
 
 def step_of(loss_fn: BaseLoss, x: torch.Tensor) -> Callable[[], object]:
@@ -112,14 +112,6 @@ def step_of(loss_fn: BaseLoss, x: torch.Tensor) -> Callable[[], object]:
         loss_fn(x).backward()
 
     return step
-
-
-def seconds(step: Callable[[], object], n: int) -> float:
-    """Seconds of one of ``n`` steps."""
-    begin = time.perf_counter()
-    for _ in range(n):
-        step()
-    return (time.perf_counter() - begin) / n
 
 
 def sections(found: dict[str, Any]) -> Iterator[str]:

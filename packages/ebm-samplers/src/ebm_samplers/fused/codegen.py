@@ -36,8 +36,8 @@ MANY_OPERATIONS = 100
 with fewer, they bring it to MALA alone, and cost a call of some leapfrogs 20 µs."""
 
 SPEED = {"sensitivities": 2}
-"""LLVM's levels of optimisation, if not 3, which unrolls the many loops of second derivatives: then
-they take up to half a minute to compile, and are not quicker."""
+"""LLVM's levels of optimisation, if not 3, which unrolls the many loops of second derivatives: they
+take far longer to compile then."""
 
 LOCAL_NUMBERS = 2**13
 """Numbers of a tile up to which it lies on the stack."""

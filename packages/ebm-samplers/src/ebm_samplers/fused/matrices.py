@@ -1,8 +1,8 @@
 """Products of matrices by torch, on the quicker of its two libraries.
 
-On processors of AMD, MKL does not use registers of 512 bits, and oneDNN does (benchmarks/terms.py
-times both). Torch calls oneDNN for float32 in compiled graphs only, by an operation that is not
-public: it is tried once, and left if it does not give what ``@`` gives.
+MKL, which torch asks, is not always the quicker: where benchmarks/terms.py was recorded, on a
+processor of AMD, oneDNN took half the time. Torch calls oneDNN for float32 in compiled graphs only,
+by an operation that is not public: it is tried once, and left if it does not give what ``@`` gives.
 """
 
 import functools
