@@ -113,7 +113,7 @@ def test_same_numbers_same_trajectory(name, sampler, n_chains):
 
 
 @pytest.mark.parametrize("sampler", ("langevin", "underdamped", "mala", "hmc", "nuts"))
-def test_chunks_threads_and_numbers_of_chains_change_nothing(sampler, monkeypatch):
+def test_chunks_and_numbers_of_chains_change_nothing(sampler):
     energy = as_energy(TARGETS["double well"][0](torch.float32))
     x = torch.randn(300, 2, generator=torch.Generator().manual_seed(4))
     ones = torch.ones(300)
@@ -137,13 +137,6 @@ def test_chunks_threads_and_numbers_of_chains_change_nothing(sampler, monkeypatc
     assert np.array_equal(cut.x, whole.x)
     some = fused_chain(energy, sampler, x[:65], steps, lengths, mass, ones[:65])
     assert np.array_equal(some.x, whole.x[:65])
-    torch.set_num_threads(2)
-    monkeypatch.setattr("ebm_samplers.fused.kernel.THREAD_WORK", 0)
-    try:
-        both = fused_chain(energy, sampler, x, steps, lengths, mass, ones)
-    finally:
-        torch.set_num_threads(1)
-    assert np.array_equal(both.x, whole.x)
 
 
 def test_thinned_draws_and_statistics():

@@ -3,7 +3,6 @@
 import gc
 import math
 import threading
-import time
 import weakref
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import nn
 
 from ebm_core import ConfigurationError, EnergyFunction, NumericalError, as_energy
 from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, fuse
-from ebm_samplers.fused import FusedEnergy, counts, fused_energy
+from ebm_samplers.fused import FusedEnergy, counts
 from ebm_samplers.fused import chains as fused_chains
 
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
@@ -352,32 +351,6 @@ def test_what_a_callback_changes_is_seen_by_the_next_steps():
     with pytest.raises(ConfigurationError, match="changed during the run.*stiffness") as caught:
         run("fused", lambda e: setattr(e, "stiffness", torch.ones(2)))
     assert caught.value.result.trajectory.shape[1] == 1
-
-
-def test_threads_have_stopped_when_an_interrupt_arrives(monkeypatch):
-    """Nothing writes into a run's arrays any more."""
-    energy = DoubleWell()
-    x = torch.randn(64, 2)
-    fused = fused_energy(energy, x, "langevin")
-    kernel, finished = fused.kernel("langevin", 8), []
-    call = kernel._call
-
-    def slow(*arguments):
-        if arguments[-2] == 0:  # the first part of the tiles
-            raise KeyboardInterrupt
-        time.sleep(0.2)
-        call(*arguments)
-        finished.append(1)
-
-    monkeypatch.setattr(kernel, "_call", slow)
-    monkeypatch.setattr("ebm_samplers.fused.kernel.THREAD_WORK", 0)
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            fused.run("langevin", x.numpy(), n_steps=3, step_size=0.01, key=0)
-    finally:
-        torch.set_num_threads(1)
-    assert finished
 
 
 def test_an_interrupt_loses_no_leg(monkeypatch):

@@ -10,7 +10,7 @@ from targets import DoubleWell
 from ebm_core import as_energy
 from ebm_samplers import NUTS
 from ebm_samplers.fused import chains as fused_chains
-from ebm_samplers.fused import fused_energy, kernel
+from ebm_samplers.fused import fused_energy
 
 X = torch.randn(6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 WELL = DoubleWell().double()
@@ -132,29 +132,6 @@ def test_more_leapfrogs_than_a_number_of_32_bits_counts():
     assert (above > 0).all()
     assert (above * 2**20 + count == each.statistics[4].astype(int).sum(1)).all()
     assert (depth == each.statistics[6].max(1)).all()
-
-
-def test_threads_take_pieces(monkeypatch):
-    x = torch.randn(37, 2)
-    fused = fused_energy(DoubleWell(), x, "nuts")
-    settings = {"n_steps": 5, "step_size": 0.1, "lengths": 4, "key": 3}
-    want, compiled, pieces = fused.run("nuts", x.numpy(), **settings), fused.kernel("nuts", 1), []
-    call = compiled._call
-
-    def noted(*arguments):
-        pieces.append(arguments[-2:])
-        call(*arguments)
-
-    monkeypatch.setattr(compiled, "_call", noted)
-    monkeypatch.setattr(kernel, "THREAD_WORK", 0)
-    torch.set_num_threads(2)
-    try:
-        have = fused.run("nuts", x.numpy(), **settings)
-    finally:
-        torch.set_num_threads(1)
-    assert len(pieces) == 2 * kernel.PIECES
-    assert sum(last - first for first, last in pieces) == 37
-    assert (have.state == want.state).all()
 
 
 def test_a_first_leg_is_short_however_deep_trees_may_become(monkeypatch):

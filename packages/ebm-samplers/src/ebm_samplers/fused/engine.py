@@ -233,7 +233,7 @@ class FusedEnergy:
         double = self.dtype == torch.float64
         title = f"{sampler} on an energy of {self.size} elements, {lanes} lanes"
         source = module_source(self.program, sampler, lanes, double, title, dense)
-        return Kernel(source, lanes, even=sampler not in ONE_LANE)
+        return Kernel(source, lanes)
 
     def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:
         """The energy's numbers as they are now, and its additive constant."""
@@ -382,7 +382,7 @@ class FusedEnergy:
         spreads, spreads_at = column(spread(step_size, noise_scale, friction), real)
         leaps, leaps_at = column(lengths, np.int64)
         mass = self._ones if inverse_mass is None else plain(inverse_mass, real)
-        operations = (int(leaps[0]) if len(leaps) else 1) * self.n_operations  # about
+        gradients = leaps.sum() if len(leaps) > 1 else n_steps * leaps[0]  # about
         given = {
             "n_chains": n_chains,
             "p": parameters,
@@ -411,7 +411,8 @@ class FusedEnergy:
             "statistics": statistics_at,
             "notes": notes_at,
         }
-        work = n_chains * n_steps * (operations + 40 * self.size)
+        gradients += x is not None
+        work = n_chains * float(gradients * self.n_operations + n_steps * 40 * self.size)
         held = memory, sizes, spreads, leaps
         return Launch(self.kernel(sampler, lanes, len(mass) > 1), work, given, result, source, held)
 

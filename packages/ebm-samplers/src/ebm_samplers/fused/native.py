@@ -79,7 +79,7 @@ def _linked(about: dict[str, Any], code: bytes) -> tuple[Callable[..., None], in
     _start_llvm()
     if any(llvm.address_of_symbol(symbol) is None for symbol in about["calls"]):
         return None
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), this_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     address = engine.get_function_address(about["symbol"])
@@ -99,7 +99,7 @@ def _compiled(source: str, name: str) -> tuple[dict[str, Any], bytes]:
 
         return compiled_by_numba(name, space, fastmath)
     _start_llvm()
-    module, machine = llvm.parse_assembly(text), _machine()
+    module, machine = llvm.parse_assembly(text), this_machine()
     module.data_layout = str(machine.target_data)
     module.verify()
     level = space["OPTIONS"].get("speed", 3)
@@ -123,8 +123,9 @@ def calls(text: str) -> list[str]:
     return re.findall(r"^declare [^@]*@\"?((?!llvm\.)[^\"(]+)", text, re.MULTILINE)
 
 
-def _machine() -> Any:
+def this_machine() -> Any:
     """This computer's processor, with all that it can do."""
+    _start_llvm()
     target = llvm.Target.from_triple(llvm.get_process_triple())
     intel = target.name.startswith("x86")
     return target.create_target_machine(
