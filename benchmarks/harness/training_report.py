@@ -5,14 +5,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rivals.density_cells import SIDES
-from rivals.training_cells import OBJECTIVES, WANTED
+from rivals.training_cells import OBJECTIVES, SIDES, WANTED
 
+from harness import density_report
 from harness.benchmark import last_line
-from harness.density_report import NAMES
 from harness.report import fill, table, times, where
 
 Results = dict[str, Any]
+
+NAMES = {**density_report.NAMES, "products": "products alone"}
 
 
 def write_pages(found: Results, docs: Path) -> None:
@@ -42,9 +43,8 @@ def _table(cells: Results) -> str:
             entry = entries.get(side, {})
             step = entry.get("step")
             if step is None:
-                row.append(
-                    "none" if "not offered" in entry.get("error", "not offered") else "failed"
-                )
+                missing = "not offered" in entry.get("error", "not offered")
+                row.append("failed" if not missing else "" if side == "products" else "none")
             else:
                 ratio = f" ({times(step / ours)})" if side != "ours" and ours else ""
                 row.append(f"{1e3 * step:.3g}{ratio}")

@@ -1,8 +1,12 @@
-"""What `benchmarks/training.py` measures; sides and noise are those of `density_cells`.
+"""What `benchmarks/training.py` measures; rivals and noise are those of `density_cells`.
 
 Standard library only.
 """
 
+from rivals import density_cells
+
+SIDES = (*density_cells.SIDES, "products")
+"""The last is a floor: see `training_products`."""
 WIDTHS = (128, 128)
 BATCH = 256
 K_STEPS, STEP_SIZE = 10, 0.01

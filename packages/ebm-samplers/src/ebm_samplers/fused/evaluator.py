@@ -59,7 +59,7 @@ class FusedEvaluator:
         Raises:
             ConfigurationError: If ``engine`` is "fused", and there is no kernel.
         """
-        if not torch.is_grad_enabled():  # a validation, say
+        if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():  # a validation, say
             return terms(x, *drawn)
         try:
             return self._fused(terms, (x, *drawn))
@@ -76,7 +76,8 @@ class FusedEvaluator:
         """Whether a kernel evaluates them, or why not."""
         try:
             joined = self._joined((x, *drawn), terms)
-            start = self._start(joined, (x, *drawn), Training(joined))
+            with torch.inference_mode(False):
+                start = self._start(joined, (x, *drawn), Training(joined))
         except CannotFuse as reason:
             return f"engine 'torch': {reason}"
         return (
@@ -109,9 +110,7 @@ class FusedEvaluator:
         return found
 
     def _start(self, joined: "_Joined", parts: Sequence[Tensor], training: Training) -> Start:
-        # What is traced and compared is nobody's graph: hooks on saved tensors would rerun a loss.
-        unhooked = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
-        with torch.inference_mode(False), torch.no_grad(), unhooked:
+        with torch.no_grad():
             if_quicker = self.engine == "auto"
             return fused_start(joined, _flat(parts), "sensitivities", if_quicker, None, training)
 
@@ -137,10 +136,6 @@ def _check_constant(part: Tensor, x: Tensor) -> None:
         raise CannotFuse(f"arguments are {x.dtype} and {part.dtype}")
     if part.device.type != "cpu" or part.ndim == 0 or len(part) != len(x) or len(x) == 0:
         raise CannotFuse(f"an argument has shape {tuple(part.shape)} on {part.device}")
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from ebm_samplers.fused.algebra import cost, refs, simplified
 from ebm_samplers.fused.graph import Expr, Index, Pool, TooLarge
 from ebm_samplers.fused.guards import unguarded
-from ebm_samplers.fused.parameters import Parameters
+from ebm_samplers.fused.parameters import Parameters, arrangement
 from ebm_samplers.fused.program import Array, Nest, Program, ravel
 from ebm_samplers.fused.rules import RULES, VIEWS
 from ebm_samplers.fused.slopes import Slopes, key_of
@@ -102,6 +102,8 @@ class Lowering:
         self.out = Program(self.size, straight, self.pool)
         self.arrays: dict[int, Array] = {}
         self.blocks: dict[tuple[int, bool], int] = {}
+        self.places: dict[tuple[int, bool], int] = {}
+        self.first_alike: dict[Any, int] = {}
         self.n_parameters = 0
         self.done: dict[str, Array] = {}
         self.uses = self._count_uses()
@@ -275,10 +277,14 @@ class Lowering:
 
     def _block(self, number: int, turned: bool = False) -> int:
         key = (number, turned)
-        if key not in self.blocks:
-            self.blocks[key] = self.n_parameters
-            self.n_parameters += self.trace.values[number].example.numel()
-        return self.blocks[key]
+        if key not in self.places:
+            found = arrangement(self.trace, number, turned)
+            same = key if found is None else (found[0], found[1].tobytes())
+            if same not in self.first_alike:  # a matrix that is used three times stands there once
+                self.first_alike[same] = self.blocks[key] = self.n_parameters
+                self.n_parameters += self.trace.values[number].example.numel()
+            self.places[key] = self.first_alike[same]
+        return self.places[key]
 
 
 def _settings(call: Call) -> dict[str, Any]:

@@ -49,6 +49,29 @@ class _Block:
     copy: Callable[[Array, Array], None] | None
 
 
+def arrangement(trace: Trace, number: int, turned: bool) -> tuple[int, Array] | None:
+    """A leaf, and which of its elements make a value; None if it is more than arranged anew.
+
+    Args:
+        trace: Where they are.
+        number: Of the value.
+        turned: Whether its last two axes are to be swapped.
+    """
+    values, chain = trace.values, []
+    root = number
+    while (call := values[root].call) is not None and call.function in ARRANGED:
+        chain.append(call)
+        root = call.args[0].index
+    leaf = values[root]
+    if leaf.leaf is None:
+        return None
+    numbers = torch.arange(leaf.example.numel(), device="cpu").view(leaf.example.shape)
+    for call in reversed(chain):
+        numbers = call.function(numbers, *call.args[1:], **call.kwargs)
+    order: Array = (numbers.mT if turned else numbers).reshape(-1).numpy()
+    return root, order
+
+
 class Parameters:
     """The flat parameter array of a kernel.
 
@@ -70,6 +93,7 @@ class Parameters:
         self.leaves = [_Bits(trace.values[number], self.views) for number in leaves]
         self.place = {number: i for i, number in enumerate(leaves)}
         self.blocks = [self._block(*key, first) for key, first in blocks.items()]
+        self.lasting = not all(block.needs for block in self.blocks)
         self.checks = [(ref.index, self._places(ref.index)) for ref in trace.symmetric]
         self.constants = {
             ref.index: (_as_array(was).tobytes(), self._places(ref.index))
@@ -89,12 +113,12 @@ class Parameters:
         last = self.last
         if last is None:
             changed = set(range(len(bits)))
-            packed = np.empty(max(self.size, 1), self.real)
+            packed = self._empty()
         else:
             changed = {i for i, new in enumerate(bits) if new != last[0][i]}
             if not changed:
                 return last[1]
-            packed = last[1].copy()
+            packed = last[1].copy() if self.lasting or len(changed) < len(bits) else self._empty()
         known: dict[int, Tensor] = {}
         for number, needs in self.checks:
             if last is not None and not changed.isdisjoint(needs):
@@ -117,6 +141,9 @@ class Parameters:
         self.last = bits, packed  # at once, so that threads never see half of it
         return packed
 
+    def _empty(self) -> Array:
+        return np.empty(max(self.size, 1), self.real)
+
     def _find_needs(self, number: int) -> tuple[int, ...]:
         """The leaves that a value is computed from."""
         if number not in self.needs:
@@ -134,27 +161,17 @@ class Parameters:
 
     def _block(self, number: int, turned: bool, first: int) -> _Block:
         size = self.trace.values[number].example.numel()
-        copy = self._arrangement(number, turned)
+        copy = self._copy(number, turned)
         return _Block(first, first + size, number, turned, self._places(number), copy)
 
-    def _arrangement(self, number: int, turned: bool) -> Callable[[Array, Array], None] | None:
+    def _copy(self, number: int, turned: bool) -> Callable[[Array, Array], None] | None:
         """How to copy a value from its one leaf, if it only arranges elements anew."""
-        values, chain = self.trace.values, []
-        root = number
-        while (call := values[root].call) is not None and call.function in ARRANGED:
-            chain.append(call)
-            root = call.args[0].index
-        leaf = values[root]
-        if leaf.leaf is None:
+        found = arrangement(self.trace, number, turned)
+        if found is None:
             return None
-        numbers = torch.arange(leaf.example.numel(), device="cpu").view(leaf.example.shape)
-        for call in reversed(chain):
-            numbers = call.function(numbers, *call.args[1:], **call.kwargs)
-        if turned:
-            numbers = numbers.mT
-        order = numbers.reshape(-1).numpy()
+        root, order = found
         n = len(order)
-        if n == leaf.example.numel():
+        if n == self.trace.values[root].example.numel():
             if (order == np.arange(n)).all():
                 return _plainly
             columns = int(order[1])
