@@ -16,6 +16,7 @@ from ebm_samplers.fused.graph import Affine, Expr, Index, reachable
 from ebm_samplers.fused.kernels import ALONE, CARRIED, ONE_LANE, USUAL, compiled_text
 from ebm_samplers.fused.program import Loop, Nest, Product, Program
 from ebm_samplers.fused.registers import simplify
+from ebm_samplers.fused.sensitivities import Copy
 from ebm_samplers.streams import Stream
 
 OPERATORS = {
@@ -73,7 +74,13 @@ def fill_symbol(double: bool) -> str:
 
 
 def module_source(
-    program: Program, sampler: str, lanes: int, double: bool, title: str, dense: bool = False
+    program: Program,
+    sampler: str,
+    lanes: int,
+    double: bool,
+    title: str,
+    dense: bool = False,
+    copies: Sequence[Copy] = (),
 ) -> str:
     """The source of the module that runs ``sampler`` on an energy ("energy": it alone).
 
@@ -84,6 +91,7 @@ def module_source(
         double: Whether states are float64.
         title: A line for whoever reads it.
         dense: Whether masses are matrices, not diagonals.
+        copies: Where exports go.
     """
     chunk = 4 * max(1, 128 // (program.size * lanes))
     names = function_names(double)
@@ -94,8 +102,8 @@ def module_source(
     if sampler not in ALONE:
         header += f"exp = {names['exp']}\n" + FILL_TEXT.format(fill=fill_symbol(double))
     energy = energy_function(program, names, lanes)
-    if program.exports:
-        energy += "\n\n" + export_function(program)
+    if copies:
+        energy += "\n\n" + export_function(program, copies)
     constants = constants_of(program, lanes, chunk) | {"DENSE": int(dense)}
     alone = sampler in ONE_LANE and program.straight
     written_out = UNROLLED if alone and 2 * program.size < UNROLLED else 0  # LLVM does the others
@@ -224,16 +232,18 @@ def energy_function(program: Program, names: dict[str, str], lanes: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def export_function(program: Program) -> str:
+def export_function(program: Program, copies: Sequence[Copy]) -> str:
     """The procedure that copies a tile's exports into an array ``(row, chain)``."""
-    lines, at = ["def export(w, exported, tile, stride):"], 0
-    for first, n_rows in program.export_blocks:
+    lines = ["def export(w, exported, tile, stride):"]
+    for copy in copies:
+        (n, m), (step, inner), first = copy.counts, copy.steps, program.exports[copy.export][0]
         lines += [
-            f"    for i in range({n_rows}):",
-            "        for l in range(L):",
-            f"            exported[({at} + i) * stride + tile * L + l] = w[({first} + i) * L + l]",
+            f"    for i in range({n}):",
+            f"        for j in range({m}):",
+            f"            at = ({copy.first} + {step} * i + {inner} * j) * stride + tile * L",
+            "            for l in range(L):",
+            f"                exported[at + l] = w[({first} + {m} * i + j) * L + l]",
         ]
-        at += n_rows
     return "\n".join(lines) + "\n"
 
 

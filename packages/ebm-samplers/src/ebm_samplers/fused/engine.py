@@ -6,7 +6,7 @@ means: the host side passes arrays of settings, the kernels' text does the rest.
 still agrees with its energy is the business of `ebm_samplers.fused.lookup`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from ebm_samplers.fused.kernels import CARRIED, ONE_LANE, STATISTICS, USUAL
 from ebm_samplers.fused.lowering import lower, too_large
 from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.rules import RULES
+from ebm_samplers.fused.sensitivities import Copy
 from ebm_samplers.fused.trace import CannotFuse, Trace, call_once, trace
 
 REAL: dict[torch.dtype, Any] = {
@@ -149,11 +150,13 @@ class FusedEnergy:
         n_operations: Scalar operations of one evaluation.
         rate: Scalar operations a second, the most that a launch has shown.
         keeps_slopes: Whether activations keep their derivatives, see `slopes`.
+        copies: What its kernels give beside energy and gradient, and where.
         checked: The kernels that agreed with torch on several states, see `lookup`.
     """
 
     rate: float = OPERATIONS
     keeps_slopes: bool = True
+    copies: Sequence[Copy] = ()
 
     def __init__(self, energy: EnergyFunction, x: Tensor) -> None:
         if not self.runs_on(x.device) or x.dtype not in REAL or x[0].numel() == 0:
@@ -232,7 +235,7 @@ class FusedEnergy:
         """A kernel, not yet compiled."""
         double = self.dtype == torch.float64
         title = f"{sampler} on an energy of {self.size} elements, {lanes} lanes"
-        source = module_source(self.program, sampler, lanes, double, title, dense)
+        source = module_source(self.program, sampler, lanes, double, title, dense, self.copies)
         return Kernel(source, lanes)
 
     def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:

@@ -182,7 +182,7 @@ class _Outputs(torch.autograd.Function):
         assert isinstance(run, Evaluation)
         ctx.joined, ctx.names, ctx.fused = joined, names, fused
         ctx.save_for_backward(run.exported, *tensors)  # freed with the graph, and kept from changes
-        others = fused.others(fused.exports(run.exported, len(run.state)))
+        others = fused.others(run.exported)
         ctx.mark_non_differentiable(*others)
         return fused.tensor(fused.energies(run.state, start.offset)), *others
 
@@ -192,7 +192,7 @@ class _Outputs(torch.autograd.Function):
         none = [None] * (3 + len(tensors) - len(ctx.names))
         if torch.is_grad_enabled():  # they will be differentiated once more, which is torch's part
             return *none, *_by_torch(ctx.joined, ctx.names, tensors, slopes)
-        return *none, *ctx.fused.by_parameters(ctx.fused.exports(exported, len(slopes)), slopes)
+        return *none, *ctx.fused.by_parameters(exported, slopes)
 
 
 def _by_torch(

@@ -128,11 +128,6 @@ class Program:
         self.n_rows = 2 * self.size + 1
 
     @property
-    def export_blocks(self) -> list[tuple[int, int]]:
-        """The exports, each block of rows once."""
-        return list(dict.fromkeys(self.exports))
-
-    @property
     def n_operations(self) -> int:
         """Scalar operations of one evaluation, loops counted as often as they run."""
         return sum(

@@ -3,9 +3,11 @@
 A weight meets each state in a product, so that a state's ∂E/∂W is a product, too: of the cotangent
 of the layer's output and the layer's input. A kernel gives both for all states; their sum over
 states, weighted by the slopes of whatever the energies go into, is one product of matrices, which
-is torch's. Derivatives that are no such product (by biases) are given element by element.
+is torch's. Where a weight is met several times, also by derivatives of the network, the factors
+stand side by side, as if there were more states. Derivatives that are no such product (by biases)
+are given element by element.
 
-`read` finds these parts in a trace.
+`read` finds these parts in a trace, and says where a kernel is to put them.
 """
 
 from collections.abc import Sequence
@@ -29,30 +31,53 @@ RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 
 
 @dataclass(frozen=True)
-class Product:
-    """A derivative ``(p, q)`` of a state that is ``(p, k) @ (k, q)``, by numbers of exports.
+class Copy:
+    """Where the rows of an export go.
 
     Attributes:
-        left, right: The factors.
-        p, k, q: Their sizes.
-        turned: Whether the derivative is the transposed product.
+        export: Which, by its number.
+        first: The first row of its place.
+        counts: It has so many rows of so many rows.
+        steps: From one of these to the next, in its place.
+    """
+
+    export: int
+    first: int
+    counts: tuple[int, int]
+    steps: tuple[int, int] = (1, 1)
+
+    @property
+    def rows(self) -> slice:
+        """The place of an export whose rows are counted once."""
+        return slice(self.first, self.first + self.counts[0] * self.steps[0], self.steps[0])
+
+
+@dataclass(frozen=True)
+class Product:
+    """A derivative ``(p, q)`` of a state that is ``(p, m) @ (m, q)``.
+
+    Attributes:
+        left: First row of ``(p, m)``.
+        right: First row of the other factor, transposed, ``(q, m)``.
+        p, q, m: The sizes.
     """
 
     left: int
     right: int
     p: int
-    k: int
     q: int
-    turned: bool
+    m: int
 
-    def total(self, exports: Sequence[Tensor], slopes: Tensor) -> Tensor:
-        """The sum over states ``n``, weighted by slopes ``(n,)``; elements in C order."""
-        left, right = exports[self.left] * slopes, exports[self.right]
-        if self.k > 1:  # more terms, as if there were more states
-            left = left.view(self.p, -1)
-            right = right.reshape(self.k, self.q, -1).transpose(0, 1).reshape(self.q, -1)
-        product = rows_by_rows(left, right)
-        return (product.t() if self.turned else product).reshape(-1)
+    def total(self, exported: Tensor, slopes: Tensor) -> Tensor:
+        """The sum over states ``n``, weighted by slopes ``(n,)``; ``(p, q)``.
+
+        Args:
+            exported: All rows, ``(row, n)``.
+            slopes: The weights.
+        """
+        left = exported[self.left : self.left + self.p * self.m].view(self.p, self.m, -1) * slopes
+        right = exported[self.right : self.right + self.q * self.m]
+        return rows_by_rows(left.view(self.p, -1), right.reshape(self.q, -1))
 
 
 @dataclass(frozen=True)
@@ -62,19 +87,24 @@ class Sensitivity:
     Attributes:
         shape: That of the parameter.
         products: Parts that are products.
-        rows: Parts given element by element, by numbers of exports.
+        rows: Parts given element by element, by their rows.
         constant: The part that is the same for all states; None for nothing.
     """
 
     shape: torch.Size
     products: tuple[Product, ...] = ()
-    rows: tuple[int, ...] = ()
+    rows: tuple[slice, ...] = ()
     constant: Tensor | None = None
 
-    def total(self, exports: Sequence[Tensor], slopes: Tensor) -> Tensor | None:
-        """Σ slope · ∂E/∂θ over states, of the shape of the parameter; None where there is none."""
-        parts = [product.total(exports, slopes) for product in self.products]
-        parts += [exports[row] @ slopes for row in self.rows]
+    def total(self, exported: Tensor, slopes: Tensor) -> Tensor | None:
+        """Σ slope · ∂E/∂θ over states, of the shape of the parameter; None where there is none.
+
+        Args:
+            exported: All rows, ``(row, n)``.
+            slopes: ``(n,)``.
+        """
+        parts = [product.total(exported, slopes).reshape(-1) for product in self.products]
+        parts += [exported[rows] @ slopes for rows in self.rows]
         if self.constant is not None:
             parts.append(self.constant.reshape(-1) * slopes.sum())
         if not parts:
@@ -83,15 +113,21 @@ class Sensitivity:
         return total.view(self.shape)
 
 
-def read(trace: Trace, parameters: Sequence[Tensor]) -> list[Sensitivity]:
+def read(trace: Trace, parameters: Sequence[Tensor]) -> tuple[list[Sensitivity], list[Copy]]:
     """What the derivatives of a trace are made of; the parts become exports of the trace.
+
+    What it exports already stands in the first rows, one each.
+
+    Returns:
+        The derivatives, and where all exports go.
 
     Raises:
         CannotFuse: If one of them would take too many numbers for each state.
     """
+    copies = [Copy(number, number, (1, 1)) for number in range(len(trace.exports))]
     try:
-        return [
-            Sensitivity(parameter.shape) if slope is None else _Reading(trace).of(slope)
+        found = [
+            Sensitivity(parameter.shape) if slope is None else _Reading(trace, copies).of(slope)
             for parameter, slope in zip(parameters, trace.slopes, strict=True)
         ]
     except CannotFuse:
@@ -100,28 +136,47 @@ def read(trace: Trace, parameters: Sequence[Tensor]) -> list[Sensitivity]:
         raise CannotFuse(
             f"a parameter's derivative cannot be read ({type(error).__name__}: {error})"
         ) from error
+    return found, copies
+
+
+def n_rows(copies: Sequence[Copy]) -> int:
+    """How many rows all exports take."""
+    return sum(copy.counts[0] * copy.counts[1] for copy in copies)
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """A part ``(p, q)`` that is ``(p, k) @ (k, q)``, or the transpose of such a product."""
+
+    left: Ref
+    right: Ref
+    p: int
+    k: int
+    q: int
+    turned: bool
 
 
 class _Reading:
     """The parts of one derivative."""
 
-    def __init__(self, trace: Trace) -> None:
-        self.trace, self.values = trace, trace.values
-        self.found: list[tuple[Ref, Ref, bool]] = []
+    def __init__(self, trace: Trace, copies: list[Copy]) -> None:
+        self.trace, self.values, self.copies = trace, trace.values, copies
+        self.found: list[_Factors] = []
         self.constant: Tensor | None = None
 
     def of(self, slope: Ref) -> Sensitivity:
         """The parts of a value."""
         example = self.values[slope.index].example
         if self._add(slope, ()):
-            products = tuple(self._product(*factors) for factors in self.found)
+            shapes = dict.fromkeys((part.p, part.q) for part in self.found)
+            products = tuple(self._product(*shape) for shape in shapes)
             return Sensitivity(example.shape, products, constant=self.constant)
         if example.numel() > MOST_ROWS:
             raise CannotFuse(
                 f"a parameter's derivative has {example.numel():,} numbers for each state, and "
                 f"beyond {MOST_ROWS:,} it has to be a product of matrices"
             )
-        return Sensitivity(example.shape, rows=(self._export(slope),))
+        return Sensitivity(example.shape, rows=(self._rows(slope, example.numel()),))
 
     def _add(self, ref: Ref, views: tuple[Call, ...]) -> bool:
         """Add a value, seen through views; False if it is no sum of products and constants."""
@@ -145,13 +200,36 @@ class _Reading:
         turned = _turned(p, q, views, value.example.shape)
         if batch not in ([], [1]) or turned is None or p * k + k * q > p * q:
             return False
-        self.found.append((left, right, turned))
+        self.found.append(_Factors(left, right, q if turned else p, k, p if turned else q, turned))
         return True
 
-    def _product(self, left: Ref, right: Ref, turned: bool) -> Product:
-        p, k = self.values[left.index].example.shape[-2:]
-        q = self.values[right.index].example.shape[-1]
-        return Product(self._export(left), self._export(right), p, k, q, turned)
+    def _product(self, p: int, q: int) -> Product:
+        """All parts of this shape, side by side."""
+        parts = [part for part in self.found if (part.p, part.q) == (p, q)]
+        m, left = sum(part.k for part in parts), n_rows(self.copies)
+        right, at = left + p * m, 0
+        for part in parts:
+            # a factor lies row by row: (p, k) and (k, q), or (q, k) and (k, p) if turned
+            tall, wide = (right, left) if part.turned else (left, right)
+            tall_rows, wide_rows = (q, p) if part.turned else (p, q)
+            self._copy(part.left, tall + at, (tall_rows, part.k), (m, 1))
+            self._copy(part.right, wide + at, (part.k, wide_rows), (1, m))
+            at += part.k
+        return Product(left, right, p, q, m)
+
+    def _copy(self, ref: Ref, first: int, counts: tuple[int, int], steps: tuple[int, int]) -> None:
+        if counts[0] == 1:
+            counts, steps = counts[::-1], steps[::-1]
+        self.copies.append(Copy(self._export(ref), first, counts, steps))
+
+    def _rows(self, ref: Ref, n: int) -> slice:
+        """Where the elements of a value are, one row each."""
+        export = self._export(ref)
+        for copy in self.copies:
+            if copy.export == export and copy.counts == (n, 1):
+                return copy.rows
+        self.copies.append(Copy(export, n_rows(self.copies), (n, 1)))
+        return self.copies[-1].rows
 
     def _is_view(self, ref: Ref) -> bool:
         value = self.values[ref.index]

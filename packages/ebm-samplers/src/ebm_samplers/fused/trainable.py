@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from ebm_samplers.fused.arrays import Array, plain
 from ebm_samplers.fused.engine import FusedEnergy, Run
 from ebm_samplers.fused.kernel import address
 from ebm_samplers.fused.rules import RULES
-from ebm_samplers.fused.sensitivities import read
+from ebm_samplers.fused.sensitivities import n_rows, read
 from ebm_samplers.fused.trace import CannotFuse, Trace, trace_training
 
 CALL, OPERATION, ELEMENT = 400e-6, 3e-6, 7e-12
@@ -47,7 +47,7 @@ class Evaluation(Run):
     """What the kernel gives.
 
     Attributes:
-        exported: All exports, ``(row, chain)``, with more chains than there are.
+        exported: All exports, ``(row, chain)``.
     """
 
     exported: Tensor
@@ -79,15 +79,9 @@ class TrainableEnergy(FusedEnergy):
         self.constants = [leaf for leaf in found.leaves if id(leaf.tensor) not in known]
         self.n_calls = sum(value.varies and value.call is not None for value in found.values)
         self.n_others = len(found.exports)
-        self.sensitivities = read(found, parameters)
+        self.sensitivities, self.copies = read(found, parameters)
+        self.n_exported = n_rows(self.copies)
         return found
-
-    def prepare(self) -> None:
-        """Where the exports stand."""
-        super().prepare()
-        blocks = self.program.export_blocks
-        self.block_sizes = [n for _, n in blocks]
-        self.places = [blocks.index(block) for block in self.program.exports]
 
     def parameters(self, sampler: str, lanes: int) -> tuple[Array, float]:
         """The numbers as they are now, and the values' additive constant.
@@ -121,7 +115,7 @@ class TrainableEnergy(FusedEnergy):
         """All outputs at states ``(chain, d)``."""
         n_chains, real = len(x), self.real
         source, state = plain(x, real), np.empty((n_chains, 2 * self.size + 1), real)
-        exported = np.empty((sum(self.block_sizes), -(-n_chains // lanes) * lanes), real)
+        exported = np.empty((self.n_exported, -(-n_chains // lanes) * lanes), real)
         given = {
             "p": p,
             "source": address(source),
@@ -132,25 +126,20 @@ class TrainableEnergy(FusedEnergy):
         }
         self.kernel(sampler, lanes)(n_chains * self.n_operations, given)
         slots, notes = self.slots(sampler, n_chains, 0), np.empty((3, n_chains), real)
-        first = sum(self.block_sizes[: self.places[0]])
-        notes[1] = exported[first, :n_chains] - real.type(offset)
-        return Evaluation(state, slots.draws, slots.statistics, notes, torch.from_numpy(exported))
+        notes[1] = exported[0, :n_chains] - real.type(offset)
+        rows = torch.from_numpy(exported)[:, :n_chains]
+        return Evaluation(state, slots.draws, slots.statistics, notes, rows)
 
-    def exports(self, exported: Tensor, n_chains: int) -> list[Tensor]:
-        """The exports of an `Evaluation`, each ``(row, chain)``."""
-        parts = torch.split_with_sizes(exported[:, :n_chains], self.block_sizes)
-        return [parts[place] for place in self.places]
-
-    def by_parameters(self, exports: Sequence[Tensor], slopes: Tensor) -> list[Tensor | None]:
+    def by_parameters(self, exported: Tensor, slopes: Tensor) -> list[Tensor | None]:
         """Σ slope · ∂value/∂θ over states, for slopes ``(chain,)``, by parameter.
 
         None by those that the values do not depend on, as autograd has it.
         """
-        return [sensitivity.total(exports, slopes) for sensitivity in self.sensitivities]
+        return [sensitivity.total(exported, slopes) for sensitivity in self.sensitivities]
 
-    def others(self, exports: Sequence[Tensor]) -> list[Tensor]:
+    def others(self, exported: Tensor) -> list[Tensor]:
         """The outputs beside the values, each ``(chain,)``."""
-        return [part[0].clone() for part in exports[: self.n_others]]
+        return [row.clone() for row in exported[: self.n_others]]
 
     def probe(self, energy: EnergyFunction) -> Callable[[Tensor], Tensor]:
         """Gives what is compared at each call."""
@@ -177,10 +166,9 @@ class TrainableEnergy(FusedEnergy):
         """
         assert isinstance(run, Evaluation)
         values = torch.from_numpy(run.state[:, -1])
-        finite, exports = _finite(values), self.exports(run.exported, len(run.state))
-        kept, weights = [part[:, finite] for part in exports], _weights(values[finite])
-        found = self.by_parameters(kept, weights)
-        rows = values, *self.others(exports), *found
+        finite = _finite(values)
+        found = self.by_parameters(run.exported[:, finite], _weights(values[finite]))
+        rows = values, *self.others(run.exported), *found
         return [[] if row is None else row.reshape(-1).tolist() for row in rows]
 
     def wanted(self, energy: EnergyFunction, x: Tensor) -> tuple[Tensor, list[list[float]]]:
