@@ -36,7 +36,7 @@ def contrastive(network: nn.Module, engine: str, persistent: bool) -> Any:
 
 def evaluator(engine: str) -> FusedEvaluator | None:
     """What evaluates the terms of an objective; None for torch."""
-    return FusedEvaluator() if engine == "all fused" else None
+    return FusedEvaluator("fused") if engine == "all fused" else None
 
 
 def noise() -> Gaussian:

@@ -20,7 +20,7 @@ from torch import nn
 
 from ebm_core import ConfigurationError, EnergyFunction, as_energy
 from ebm_samplers import FusedEvaluator
-from ebm_samplers.fused import counts
+from ebm_samplers.fused import counts, trainable
 from ebm_samplers.fused.matrices import _onednn, rows_by_rows
 from ebm_samplers.fused.sensitivities import Product
 
@@ -273,11 +273,14 @@ def test_states_that_are_not_finite_do_not_bar_the_others():
     compare(energy, evaluator, Energies(energy), x)
 
 
-def test_what_pays_is_told():
-    term, evaluator = Energies(Perceptron()), FusedEvaluator()
-    assert "µs" in evaluator.explain(term, torch.randn(8, 2))
-    assert "engine 'fused'" in evaluator.explain(term, torch.randn(20_000, 2))
-    assert "engine 'fused'" in FusedEvaluator("fused").explain(term, torch.randn(8, 2))
+def test_what_pays_is_told(monkeypatch):
+    monkeypatch.setattr(trainable, "PAYS", 100)
+    term, slopes = Energies(Perceptron()), Slopes(Perceptron())
+    x, target = torch.randn(20_000, 2), torch.randn(20_000, 2)
+    assert "operations" in FusedEvaluator().explain(term, x)
+    assert torch.equal(FusedEvaluator()(term, x)[0], term(x)[0])
+    assert "engine 'fused'" in FusedEvaluator("fused").explain(term, x[:8])
+    assert "engine 'fused'" in FusedEvaluator().explain(slopes, x[:8], target[:8])
 
 
 def test_copies_work_and_few_kernels_are_kept():

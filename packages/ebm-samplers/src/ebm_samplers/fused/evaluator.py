@@ -27,12 +27,12 @@ class FusedEvaluator:
     on up to four states, as `fuse` does.
 
     Torch evaluates what has no kernel: convolutions and parametrised weights, modules with hooks,
-    arguments that require gradients themselves, other devices; calls without autograd; and what is
-    quicker so.
+    arguments that require gradients themselves, other devices; calls without autograd; and what
+    takes it few operations, as energies alone do.
 
     Args:
-        engine: ``"auto"``; ``"fused"`` raises where there is no kernel, says why, and does not ask
-            what is quicker.
+        engine: ``"auto"``; ``"fused"`` raises where there is no kernel, says why, and has kernels
+            of few operations, too.
 
     Example:
         >>> from torch import nn

@@ -1,8 +1,9 @@
 """Products of matrices by torch, on the quicker of its two libraries.
 
-MKL, which torch asks, is not always the quicker: where benchmarks/terms.py was recorded, on a
-processor of AMD, oneDNN took half the time. Torch calls oneDNN for float32 in compiled graphs only,
-by an operation that is not public: it is tried once, and left if it does not give what ``@`` gives.
+MKL, which torch asks, is not always the quicker: on AMD's processors oneDNN took half the time
+(Zen 5) or as much (Zen 4), as benchmarks/terms.py measures it. Torch calls oneDNN for float32 in
+compiled graphs only, by an operation that is not public: it is tried once, and left if it does not
+give what ``@`` gives.
 """
 
 import functools
