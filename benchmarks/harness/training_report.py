@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rivals.training_cells import OBJECTIVES, SIDES, WANTED
+from rivals.training_cells import OBJECTIVES, WANTED
 
 from harness import density_report
 from harness.benchmark import last_line
@@ -37,21 +37,32 @@ def _table(cells: Results) -> str:
     rows = []
     for objective in OBJECTIVES:
         entries = cells.get(objective, {})
-        ours = entries.get("ours", {}).get("step")
-        row = [objective, f"{WANTED.get(objective, 1):g}×"]
-        for side in SIDES:
-            entry = entries.get(side, {})
-            step = entry.get("step")
-            if step is None:
-                missing = "not offered" in entry.get("error", "not offered")
-                row.append("failed" if not missing else "" if side == "products" else "none")
-            else:
-                ratio = f" ({times(step / ours)})" if side != "ours" and ours else ""
-                row.append(f"{1e3 * step:.3g}{ratio}")
-        row.append(entries.get("ours", {}).get("form", ""))
-        rows.append(tuple(row))
-    head = ("objective", "wanted", *(f"{NAMES[side]} (ms)" for side in SIDES), "our engine")
+        ours = entries.get("ours", {})
+        row = [objective, f"{WANTED.get(objective, 1):g}×", _cell(entries, "ours", None)]
+        row += [_cell(entries, side, ours.get("step")) for side in density_report.SIDES[1:]]
+        rows.append((*row, ours.get("form", ""), _floor(entries)))
+    sides = (f"{NAMES[side]} (ms)" for side in density_report.SIDES)
+    head = ("objective", "wanted", *sides, "our engine", "products alone (ms)")
     return table(head, rows)
+
+
+def _cell(entries: Results, side: str, ours: float | None) -> str:
+    """Milliseconds, and how many times ours they are."""
+    entry = entries.get(side, {})
+    step = entry.get("step")
+    if step is None:
+        return "none" if "not offered" in entry.get("error", "not offered") else "failed"
+    return f"{1e3 * step:.3g}" + (f" ({times(step / ours)})" if ours else "")
+
+
+def _floor(entries: Results) -> str:
+    """The products alone, and how many times them the faster rival takes."""
+    floor = entries.get("products", {}).get("step")
+    steps = [entries.get(side, {}).get("step") for side in density_report.SIDES[1:]]
+    known = [step for step in steps if step]
+    if not floor:
+        return ""
+    return f"{1e3 * floor:.3g}" + (f" ({times(min(known) / floor)})" if known else "")
 
 
 def _remarks(cells: Results) -> str:

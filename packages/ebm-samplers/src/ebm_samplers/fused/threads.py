@@ -168,7 +168,8 @@ def _member() -> str:
 
 
 _forked = threading.Event()
-os.register_at_fork(after_in_child=_forked.set)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked.set)
 
 
 def _team() -> Team | None:
