@@ -1,4 +1,4 @@
-"""The tables of exact divergences in docs/benchmarks.md."""
+"""The tables of exact divergences in docs/benchmarks.md and docs/objectives.md."""
 
 import math
 from collections import Counter
@@ -31,8 +31,9 @@ LEVEL = 0.0005
 
 
 def write_pages(found: Results, docs: Path) -> None:
-    """Put the tables between the markers of the page."""
+    """Put the tables between the markers of the pages."""
     fill(docs / "benchmarks.md", "density", found, sections(found))
+    fill(docs / "objectives.md", "objectives", found, choices(found))
 
 
 def sections(found: Results) -> Iterator[str]:
@@ -51,6 +52,19 @@ def sections(found: Results) -> Iterator[str]:
             )
             yield _table(found["cells"][dataset])
     yield _remarks(found)
+
+
+def choices(found: Results) -> Iterator[str]:
+    """This project's medians alone, by objective and data."""
+    yield where(found)
+    rows = []
+    for objective in OBJECTIVES:
+        by_data = [runs(found["cells"].get(data, {}), objective, "ours") for data in DATASETS]
+        seconds = [run[2] for run in by_data if run]
+        if seconds:
+            divergences = (_number(median(run[1])) if run else "" for run in by_data)
+            rows.append((objective, *divergences, f"{median(seconds):.0f}"))
+    yield table(("objective", *DATASETS, "s"), rows)
 
 
 def _others(found: Results) -> str:
