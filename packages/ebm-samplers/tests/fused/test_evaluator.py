@@ -20,7 +20,7 @@ from torch import nn
 
 from ebm_core import ConfigurationError, EnergyFunction, as_energy
 from ebm_samplers import FusedEvaluator
-from ebm_samplers.fused import counts, trainable
+from ebm_samplers.fused import counts, lookup, trainable
 from ebm_samplers.fused.matrices import _onednn, rows_by_rows
 from ebm_samplers.fused.sensitivities import Product
 
@@ -54,6 +54,21 @@ class Particles(EnergyFunction):
         return self.layers(x).sum((1, 2)) + x.square().sum((1, 2))
 
 
+class Shapes(EnergyFunction):
+    """One weight as matrices of two shapes; another that is also penalised, twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.other = nn.Linear(2, 40), nn.Linear(40, 40)
+        self.weight = nn.Parameter(torch.randn(1600).mul_(0.2))
+
+    def forward(self, x):
+        hidden = self.first(x).tanh() @ self.weight.view(40, 40)
+        hidden = torch.cat((hidden.sin(), hidden.cos()), 1) @ self.weight.view(80, 20)
+        penalty = self.other.weight.sum() + (3 * self.other.weight).sum()
+        return hidden.sum(1) + self.other(self.first(x)).tanh().sum(1) + 0.01 * penalty
+
+
 ENERGIES = {
     "perceptron": (Perceptron, (2,)),
     "gelu": (lambda: Perceptron(nn.GELU), (2,)),
@@ -62,6 +77,7 @@ ENERGIES = {
     "image": (lambda: Perceptron(n_inputs=6), (2, 3)),
     "tied": (Tied, (2,)),
     "particles": (Particles, (5, 3)),
+    "shapes": (Shapes, (2,)),
     "no products": (DoubleWell, (3,)),
 }
 
@@ -281,6 +297,17 @@ def test_what_pays_is_told(monkeypatch):
     assert torch.equal(FusedEvaluator()(term, x)[0], term(x)[0])
     assert "engine 'fused'" in FusedEvaluator("fused").explain(term, x[:8])
     assert "engine 'fused'" in FusedEvaluator().explain(slopes, x[:8], target[:8])
+
+
+def test_a_matrix_that_derivatives_use_again_is_packed_once():
+    energy, evaluator = Perceptron(), FusedEvaluator("fused")
+    evaluator(Slopes(energy), *drawn("slopes", (2,), 64, torch.float32))
+    (joined,) = evaluator._known.values()
+    (fused,) = lookup._lookups[joined].known.values()
+    layout = fused.layout
+    packed, blocks = layout.now(), [b for b in layout.blocks if b.stop - b.start > 24]
+    matrices = [packed[block.start : block.stop].tobytes() for block in blocks]
+    assert len(matrices) == len(set(matrices)) <= 4  # two layers, and their transposes
 
 
 def test_copies_work_and_few_kernels_are_kept():

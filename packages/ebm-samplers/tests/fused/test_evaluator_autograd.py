@@ -174,6 +174,43 @@ def test_checkpointed_losses():
         torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=False).backward()
 
 
+class Flow(EnergyFunction):
+    """|∇ψ|², whose forward differentiates, also without autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 24)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.layer(x).tanh().sum(), x, create_graph=True)
+        return slope.square().sum(1)
+
+
+def test_checkpoints_see_nothing_of_traces_and_comparisons():
+    energy, evaluator, x = Flow(), FusedEvaluator("fused"), torch.randn(64, 2)
+
+    def loss(x):
+        return evaluator(Energies(energy), x)[0].square().mean()
+
+    for _ in range(2):
+        torch.utils.checkpoint.checkpoint(loss, x, use_reentrant=False).backward()
+    with torch.autograd.graph.disable_saved_tensors_hooks("not here"):
+        FusedEvaluator("fused")(Energies(Perceptron()), x)[0].sum().backward()
+
+
+def test_inference_tensors_are_torchs():
+    energy, x = Scaled(torch.tensor(2.0)), torch.randn(64, 2)
+    with torch.inference_mode():
+        made = x.clone()
+        with torch.enable_grad():
+            values, _ = FusedEvaluator("fused")(Energies(energy), made)
+    torch.testing.assert_close(values, energy(x).detach())
+    with pytest.raises(ConfigurationError, match="inference mode"):
+        FusedEvaluator("fused")(Energies(Perceptron()), made)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 def test_forward_mode_is_torchs():
     energy = Perceptron(width=24)

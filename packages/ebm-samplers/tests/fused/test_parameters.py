@@ -6,7 +6,7 @@ import torch
 from interpreter import interpreted
 from torch import nn
 
-from ebm_core import EnergyFunction
+from ebm_core import EnergyFunction, as_energy
 from ebm_samplers.fused.lowering import lower, too_large
 from ebm_samplers.fused.rules import RULES
 from ebm_samplers.fused.trace import CannotFuse, trace
@@ -49,6 +49,7 @@ def test_all_ways_to_change_a_parameter_are_followed(parts):
     energy, parameters, agree = parts
     agree()
     unchanged = parameters.now()
+    kept = unchanged.copy()
     assert parameters.now() is unchanged
     for tensor in (energy.covariance, energy.weight, energy.table):
         tensor.data[0, 0] += 0.25  # without the version counter
@@ -56,7 +57,6 @@ def test_all_ways_to_change_a_parameter_are_followed(parts):
         with torch.no_grad():
             tensor[-1, -1] += 0.125
         agree()
-    kept = unchanged.copy()
     assert np.array_equal(unchanged, kept)  # what was given out stays
     energy.covariance.data = energy.covariance.data.clone() + torch.eye(3).double()
     agree()
@@ -66,6 +66,25 @@ def test_all_ways_to_change_a_parameter_are_followed(parts):
     agree()
     energy.coarse.mul_(3)
     agree()
+
+
+def test_what_no_leaf_changes_is_kept(monkeypatch):
+    """A matrix that forward makes stands beside leaves that all change."""
+    x = torch.randn(4, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight = torch.randn(40, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def forward(x):
+        waves = torch.arange(1600, dtype=x.dtype).view(40, 40).cos()
+        return ((x @ weight).sin() @ waves).tanh().sum(1)
+
+    energy = as_energy(forward)
+    program, parameters = lower(trace(energy, x[:1], RULES))
+    empty = parameters._empty
+    monkeypatch.setattr(parameters, "_empty", lambda: np.full_like(empty(), np.nan))
+    for _ in range(2):
+        weight.mul_(0.9)
+        have, _ = interpreted(program, parameters.now(), x.numpy())
+        np.testing.assert_allclose(have, energy(x), rtol=1e-12)
 
 
 def test_a_factor_is_computed_when_its_matrix_changes_and_not_otherwise(parts, monkeypatch):

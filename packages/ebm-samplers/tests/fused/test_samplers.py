@@ -89,6 +89,28 @@ class TestWhatIsFollowed:
         energy = Scaled()
         self.follows(energy, lambda: setattr(energy, "scale", 5.0), 1)
 
+    def test_a_float_attribute_where_all_chains_start_at_one_place(self):
+        """Torch may give one state energies that differ in the last bit, by its row of a batch."""
+
+        class Scaled(EnergyFunction):
+            scale = 0.5
+
+            def forward(self, x):
+                rounding = torch.arange(len(x)) % 2 * 2e-7
+                return 1 + self.scale * x.square().sum(1) + rounding
+
+        energy, origin = Scaled(), torch.zeros(6, 2)
+        again, torchs = (LangevinDynamics(energy, 0.01, engine=e) for e in ("fused", "torch"))
+        torchs.sample_chain(origin, 1)
+        start = torchs.state_dict()
+        for scale in (0.5, 0.5, 20.0):
+            energy.scale = scale
+            torchs.load_state_dict(start)
+            want = torchs.sample_chain(origin, 5)
+            for sampler in (again, LangevinDynamics(energy, 0.01, engine="fused")):
+                sampler.load_state_dict(start)
+                assert torch.allclose(sampler.sample_chain(origin, 5), want, atol=1e-5)
+
     def test_to_on_a_module_of_a_closure(self):
         class Shift(nn.Module):
             def __init__(self):

@@ -89,6 +89,7 @@ class FusedChains(Chains):
         if position.x.device.type == "cpu":
             self.constants = {name: values.numpy() for name, values in self.constants.items()}
         self._pace = 0.0  # transitions a leg; 0 for a guess
+        self._leapfrogs: float | None = None  # of a chain's transition, where trees decide
         self._ahead: tuple[_Series, Launch] | None = None
         self._only: tuple[_Series, Launch] | None = None  # the launch of a call of one
 
@@ -297,6 +298,7 @@ class FusedChains(Chains):
             parameters=self.parameters,
             offset=self.offset,
             lanes=self.lanes,
+            leapfrogs=self._leapfrogs,
             **self.constants,
             **series.values,
             **more,
@@ -305,7 +307,14 @@ class FusedChains(Chains):
         self.fused.wait()
         seconds = max(time.perf_counter() - started, 1e-6)
         self._pace = series.n * min(4.0, SECONDS / seconds)
-        self.fused.took(self.shape[0] * int(series.leapfrogs(series.n)[0]), seconds)
+        if len(launch.run.statistics) > USUAL:
+            first = more["slots"].first if "slots" in more else 0
+            written = launch.run.statistics[:, :, first : first + series.n // thin]
+            n_gradients = int(_of_trees(self.fused.tensor(written))[0].sum())
+            self._leapfrogs = n_gradients / (self.shape[0] * series.n)
+        else:
+            n_gradients = self.shape[0] * int(series.leapfrogs(series.n)[0])
+        self.fused.took(n_gradients, seconds)
         return launch
 
     def _is_resolved(self, potential: Array) -> bool:

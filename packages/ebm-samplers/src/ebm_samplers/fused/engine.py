@@ -315,6 +315,7 @@ class FusedEnergy:
         noise_scale: float | Array = 1.0,
         friction: float | Array | None = None,
         lengths: int | Array = 1,
+        leapfrogs: float | None = None,
         inverse_mass: Array | None = None,
         mass_root: Array | None = None,
         beta: Array | None = None,
@@ -341,6 +342,7 @@ class FusedEnergy:
             noise_scale: Likewise (Langevin).
             friction: Likewise (underdamped Langevin).
             lengths: Leapfrogs, likewise (HMC), or doublings at most (NUTS).
+            leapfrogs: How many a transition takes, about; None for as many as ``lengths`` says.
             inverse_mass: M⁻¹, ``(1, d)`` (a diagonal) or ``(d, d)``.
             mass_root: The lower Cholesky factor of M, likewise.
             beta: Inverse temperatures, ``(chain, 1)``.
@@ -385,7 +387,8 @@ class FusedEnergy:
         spreads, spreads_at = column(spread(step_size, noise_scale, friction), real)
         leaps, leaps_at = column(lengths, np.int64)
         mass = self._ones if inverse_mass is None else plain(inverse_mass, real)
-        gradients = leaps.sum() if len(leaps) > 1 else n_steps * leaps[0]  # about
+        if leapfrogs is None:
+            leapfrogs = float(leaps[0] if len(leaps) == 1 else leaps.mean()) if len(leaps) else 1.0
         given = {
             "n_chains": n_chains,
             "p": parameters,
@@ -414,8 +417,8 @@ class FusedEnergy:
             "statistics": statistics_at,
             "notes": notes_at,
         }
-        gradients += x is not None
-        work = n_chains * float(gradients * self.n_operations + n_steps * 40 * self.size)
+        gradients = leapfrogs * n_steps + (x is not None)
+        work = n_chains * (gradients * self.n_operations + n_steps * 40 * self.size)
         held = memory, sizes, spreads, leaps
         return Launch(self.kernel(sampler, lanes, len(mass) > 1), work, given, result, source, held)
 

@@ -1,7 +1,7 @@
 """`FusedEvaluator`: the terms of training objectives from kernels, ready for a backward pass."""
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -110,7 +110,7 @@ class FusedEvaluator:
         return found
 
     def _start(self, joined: "_Joined", parts: Sequence[Tensor], training: Training) -> Start:
-        with torch.no_grad():
+        with torch.no_grad(), _unhooked():
             if_quicker = self.engine == "auto"
             return fused_start(joined, _flat(parts), "sensitivities", if_quicker, None, training)
 
@@ -129,9 +129,23 @@ class FusedEvaluator:
         return joined
 
 
+def _unhooked() -> AbstractContextManager[Any]:
+    """What is traced and compared is nobody's graph: hooks on saved tensors would rerun a loss."""
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # type: ignore[attr-defined]
+        return nullcontext()
+    hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+    return hooks
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _check_constant(part: Tensor, x: Tensor) -> None:
     if part.requires_grad:
         raise CannotFuse("an argument requires gradients")
+    if part.is_inference():
+        raise CannotFuse("an argument was made in inference mode")
     if part.dtype != x.dtype:
         raise CannotFuse(f"arguments are {x.dtype} and {part.dtype}")
     if part.device.type != "cpu" or part.ndim == 0 or len(part) != len(x) or len(x) == 0:

@@ -101,9 +101,9 @@ class Lowering:
         self.dtype = trace.values[0].example.dtype
         self.out = Program(self.size, straight, self.pool)
         self.arrays: dict[int, Array] = {}
-        self.blocks: dict[tuple[int, bool], int] = {}
-        self.places: dict[tuple[int, bool], int] = {}
-        self.first_alike: dict[Any, int] = {}
+        self.blocks: dict[tuple[int, bool], int] = {}  # what is packed, and from where on
+        self.places: dict[tuple[int, bool], int] = {}  # where a value is found, packed or alike
+        self.first_alike: dict[Any, int] = {}  # the same by leaf and order of elements
         self.n_parameters = 0
         self.done: dict[str, Array] = {}
         self.uses = self._count_uses()

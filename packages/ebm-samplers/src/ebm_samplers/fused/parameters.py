@@ -93,7 +93,7 @@ class Parameters:
         self.leaves = [_Bits(trace.values[number], self.views) for number in leaves]
         self.place = {number: i for i, number in enumerate(leaves)}
         self.blocks = [self._block(*key, first) for key, first in blocks.items()]
-        self.lasting = not all(block.needs for block in self.blocks)
+        self.has_constants = not all(block.needs for block in self.blocks)  # that no leaf changes
         self.checks = [(ref.index, self._places(ref.index)) for ref in trace.symmetric]
         self.constants = {
             ref.index: (_as_array(was).tobytes(), self._places(ref.index))
@@ -118,7 +118,9 @@ class Parameters:
             changed = {i for i, new in enumerate(bits) if new != last[0][i]}
             if not changed:
                 return last[1]
-            packed = last[1].copy() if self.lasting or len(changed) < len(bits) else self._empty()
+            packed = (
+                last[1].copy() if self.has_constants or len(changed) < len(bits) else self._empty()
+            )
         known: dict[int, Tensor] = {}
         for number, needs in self.checks:
             if last is not None and not changed.isdisjoint(needs):

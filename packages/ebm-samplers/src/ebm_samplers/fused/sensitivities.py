@@ -4,10 +4,15 @@ A weight meets each state in a product, so that a state's ∂E/∂W is a product
 of the layer's output and the layer's input. A kernel gives both for all states; their sum over
 states, weighted by the slopes of whatever the energies go into, is one product of matrices, which
 is torch's. Where a weight is met several times, also by derivatives of the network, the factors
-stand side by side, as if there were more states. Derivatives that are no such product (by biases)
-are given element by element.
+stand side by side, as if there were more states: of two layers with cotangents a, b and inputs x, y
 
-`read` finds these parts in a trace, and says where a kernel is to put them.
+    Σ slope · (a xᵀ + b yᵀ) = [slope·a | slope·b] [x | y]ᵀ.
+
+Derivatives that are no such product (by biases) are given element by element.
+
+Values of a trace that a kernel gives are its *exports*. Their elements become *rows* of one array
+``(row, state)``, ordered so that ``[a | b]`` and ``[x | y]`` can be read without a copy: `read`
+finds the parts of all derivatives in a trace, and says where each export's elements go.
 """
 
 from collections.abc import Sequence
@@ -32,13 +37,13 @@ RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.reshape.default}
 
 @dataclass(frozen=True)
 class Copy:
-    """Where the rows of an export go.
+    """Where an export goes: its element (i, j) to row ``first + i · steps[0] + j · steps[1]``.
 
     Attributes:
         export: Which, by its number.
-        first: The first row of its place.
-        counts: It has so many rows of so many rows.
-        steps: From one of these to the next, in its place.
+        first: The row of its first element.
+        counts: Its elements as a matrix ``(n, m)``, in C order; a vector has m = 1.
+        steps: Rows from an element to the next of its column, and of its row.
     """
 
     export: int
@@ -48,18 +53,19 @@ class Copy:
 
     @property
     def rows(self) -> slice:
-        """The place of an export whose rows are counted once."""
+        """The rows of a vector."""
         return slice(self.first, self.first + self.counts[0] * self.steps[0], self.steps[0])
 
 
 @dataclass(frozen=True)
 class Product:
-    """A derivative ``(p, q)`` of a state that is ``(p, m) @ (m, q)``.
+    """A derivative ``(p, q)`` of a state that is ``(p, m) @ (m, q)``, m terms for each element.
 
     Attributes:
         left: First row of ``(p, m)``.
         right: First row of the other factor, transposed, ``(q, m)``.
-        p, q, m: The sizes.
+        p, q, m: The sizes; m is the number of products that were put side by side, if these are
+            products of two vectors.
     """
 
     left: int
@@ -116,7 +122,7 @@ class Sensitivity:
 def read(trace: Trace, parameters: Sequence[Tensor]) -> tuple[list[Sensitivity], list[Copy]]:
     """What the derivatives of a trace are made of; the parts become exports of the trace.
 
-    What it exports already stands in the first rows, one each.
+    Scalars that it exports already, the energies among them, have the first rows, one each.
 
     Returns:
         The derivatives, and where all exports go.
@@ -146,7 +152,7 @@ def n_rows(copies: Sequence[Copy]) -> int:
 
 @dataclass(frozen=True)
 class _Factors:
-    """A part ``(p, q)`` that is ``(p, k) @ (k, q)``, or the transpose of such a product."""
+    """A part ``(p, q)``: the product ``(p, k) @ (k, q)``, or, turned, of ``(q, k) @ (k, p)``."""
 
     left: Ref
     right: Ref
@@ -218,7 +224,7 @@ class _Reading:
         return Product(left, right, p, q, m)
 
     def _copy(self, ref: Ref, first: int, counts: tuple[int, int], steps: tuple[int, int]) -> None:
-        if counts[0] == 1:
+        if counts[0] == 1:  # a vector either way, which `_rows` can then find
             counts, steps = counts[::-1], steps[::-1]
         self.copies.append(Copy(self._export(ref), first, counts, steps))
 

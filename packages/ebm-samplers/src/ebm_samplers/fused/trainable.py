@@ -3,7 +3,6 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +69,7 @@ class TrainableEnergy(FusedEnergy):
         parameters = Training(energy).parameters
         if not parameters:
             raise CannotFuse("its energy has no parameters that require gradients")
-        with _unhooked():
-            found = trace_training(energy, energy.outputs, x, RULES, parameters)
+        found = trace_training(energy, energy.outputs, x, RULES, parameters)
         if not found.exports:
             raise CannotFuse("its terms come without energies")
         known = set(map(id, parameters))
@@ -173,23 +171,13 @@ class TrainableEnergy(FusedEnergy):
         """What `probe` gives, and what `slopes` should be."""
         assert isinstance(energy, Trainable)
         parameters = Training(energy).parameters
-        with torch.enable_grad(), _unhooked():
+        with torch.enable_grad():
             values, *others = energy.outputs(x)
             kept = energy(x[_finite(values.detach())])
             found = torch.autograd.grad(kept @ _weights(kept), parameters, allow_unused=True)
         offset = self.parameters("sensitivities", self.lanes(len(x)))[1]
         rows = values.detach() - offset, *others, *found
         return others[0], [[] if row is None else row.reshape(-1).tolist() for row in rows]
-
-
-def _unhooked() -> AbstractContextManager[Any]:
-    """What is traced and compared is nobody's graph: hooks on saved tensors would rerun a loss."""
-    hooks: AbstractContextManager[Any] = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
-    return hooks
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _finite(values: Tensor) -> Tensor:
