@@ -105,6 +105,7 @@ class CudaEnergy(FusedEnergy):
         noise_scale: Any = 1.0,
         friction: Any = None,
         lengths: Any = 1,
+        leapfrogs: float | None = None,  # of no use: threads are not counted by work
         inverse_mass: Any = None,
         mass_root: Any = None,
         beta: Tensor | None = None,
