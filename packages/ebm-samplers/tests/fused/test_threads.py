@@ -151,6 +151,17 @@ def test_after_a_fork_those_of_python_do_it():
     assert (threads.team() is None) == (threads._team_of_torch() is None)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is heard, also where it was ignored from the start, as in jobs of a shell."""
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("only the main thread hears Ctrl-C")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("n_interrupts", (1, 3))
 def test_have_stopped_when_interrupts_arrive(n_interrupts, monkeypatch):
     """Nothing writes into a run's arrays any more."""
