@@ -5,7 +5,7 @@ A step is the loss of a batch of 256 states, its backward pass and Adam, on the 
 process in an environment of its own (see `rivals`), and only one is awake at any time. For each
 objective all sides get ready (of several forms the fastest is kept), and are then timed in turn;
 medians count. All is measured on one pinned core, then on all. A step's large products of matrices
-and Adam alone are measured beside: no step in float32 can take less.
+and Adam alone are measured beside: no step in float32 takes much less.
 
     nox -s bench -- training [--quick] [--resume] [--objectives NAME ...] [--sides NAME ...]
 

@@ -1,9 +1,8 @@
-"""A floor in `benchmarks/training.py`: a step's large products of matrices, and Adam. torch alone.
+"""A floor in `benchmarks/training.py`: a step's large products of matrices, and Adam.
 
 A gradient by states takes two products with the matrix between the hidden layers, a loss with its
-backward pass three. They are made one after the other, into memory that is there, by either of
-torch's two libraries; activations, the thin outer layers, noise and autograd are left out. No step
-in float32 can take less on this processor than its libraries need for these.
+backward pass three. They are made one after the other by either of torch's two libraries;
+activations, the thin outer layers, noise and autograd are left out.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,22 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ebm_samplers.fused.matrices import rows_by_rows
 from rivals.density_training import Loss
 from rivals.training_cells import BATCH, K_STEPS
 from rivals.training_steps import work
 
 EVALUATIONS = {"CD-10": (K_STEPS, 2 * BATCH), "PCD-10": (K_STEPS, 2 * BATCH)}
 """Gradients of a batch by states, and states of the loss."""
-
-
-def by_mkl(a: Tensor, b: Tensor) -> None:
-    """a @ b.T, thrown away."""
-    torch.mm(a, b.t())
-
-
-def by_onednn(a: Tensor, b: Tensor) -> None:
-    """The same by the other library; see `ebm_samplers.fused.matrices`."""
-    torch.ops.mkldnn._linear_pointwise.default(a, b, None, "none", [], "")
 
 
 class Prepared(torch.autograd.Function):
@@ -46,7 +36,7 @@ class Prepared(torch.autograd.Function):
 
 
 def products(
-    objective: str, product: Callable[[Tensor, Tensor], None], network: nn.Module
+    objective: str, product: Callable[[Tensor, Tensor], Tensor], network: nn.Module
 ) -> tuple[Loss, Iterable[nn.Parameter]]:
     """A loss that makes the products alone."""
     n_gradients, n_states = EVALUATIONS[objective]
@@ -67,7 +57,7 @@ def products(
     return loss, parameters
 
 
-LIBRARIES = {"MKL": by_mkl, "oneDNN": by_onednn}
+LIBRARIES = {"MKL": lambda a, b: a @ b.t(), "oneDNN": rows_by_rows}
 FORMS = {
     objective: {
         name: lambda n, o=objective, p=product: products(o, p, n)

@@ -6,7 +6,9 @@ import torch
 
 from ebm_samplers.fused import CannotFuse, FusedEnergy
 
-sys.path.insert(0, str(Path(__file__).parent))  # for laws
+sys.path.insert(0, str(Path(__file__).parent))  # for laws, makers
+
+from makers import MAKERS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,3 +37,14 @@ def torch_engine(monkeypatch):
         raise CannotFuse("this is a test of the torch engine")
 
     monkeypatch.setattr("ebm_samplers.engines.kernel_of", refuse)
+
+
+@pytest.fixture(params=MAKERS)
+def make(request):
+    return MAKERS[request.param]
+
+
+@pytest.fixture(params=[name for name in MAKERS if "fused" not in name])
+def make_in_torch(request):
+    """For tests in which the energy notes each of its calls."""
+    return MAKERS[request.param]

@@ -21,17 +21,6 @@ from ebm_samplers import (
 X = torch.zeros(4, 3, dtype=torch.float64)
 
 
-@pytest.fixture(params=MAKERS)
-def make(request):
-    return MAKERS[request.param]
-
-
-@pytest.fixture(params=[name for name in MAKERS if "fused" not in name])
-def make_in_torch(request):
-    """For tests in which the energy notes each of its calls."""
-    return MAKERS[request.param]
-
-
 @pytest.mark.parametrize("offset", (1e6, 1e12))
 def test_energies_too_large_for_float32_are_refused(offset):
     energy = as_energy(lambda x: x.square().sum(1) + offset)

@@ -58,17 +58,6 @@ class TestASamplerOfAUser(BaseSamplerConformance):
         return MAKERS["walk"]
 
 
-@pytest.fixture(params=MAKERS)
-def make(request):
-    return MAKERS[request.param]
-
-
-@pytest.fixture(params=[name for name in MAKERS if "fused" not in name])
-def make_in_torch(request):
-    """For tests in which the energy notes each of its calls."""
-    return MAKERS[request.param]
-
-
 def test_protocols(make):
     sampler = make(quadratic())
     assert isinstance(sampler, BaseSampler)

@@ -8,12 +8,9 @@ from torch import nn
 
 from ebm_core import ConfigurationError, EnergyFunction, as_energy
 from ebm_samplers import LangevinDynamics
-from ebm_samplers.fused import FusedEnergy, counts
+from ebm_samplers.fused import counts
 
-
-@pytest.fixture(autouse=True)
-def lanes(monkeypatch):
-    monkeypatch.setattr(FusedEnergy, "lanes", lambda self, n_chains: 8)
+pytestmark = pytest.mark.usefixtures("eight_lanes")
 
 
 class TestWhatIsFollowed:

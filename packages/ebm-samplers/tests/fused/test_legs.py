@@ -10,10 +10,7 @@ from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics
 from ebm_samplers.fused import FusedEnergy
 from ebm_samplers.fused import chains as fused_chains
 
-
-@pytest.fixture(autouse=True)
-def lanes(monkeypatch):
-    monkeypatch.setattr(FusedEnergy, "lanes", lambda self, n_chains: 8)
+pytestmark = pytest.mark.usefixtures("eight_lanes")
 
 
 @pytest.mark.parametrize("keep", ("final", "trajectory", "moments"))

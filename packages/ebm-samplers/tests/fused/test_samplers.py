@@ -13,12 +13,9 @@ from torch import nn
 
 from ebm_core import ConfigurationError, NumericalError, as_energy
 from ebm_samplers import MALA, HamiltonianMonteCarlo, LangevinDynamics, fuse
-from ebm_samplers.fused import FusedEnergy, counts
+from ebm_samplers.fused import counts
 
-
-@pytest.fixture(autouse=True)
-def lanes(monkeypatch):
-    monkeypatch.setattr(FusedEnergy, "lanes", lambda self, n_chains: 8)
+pytestmark = pytest.mark.usefixtures("eight_lanes")
 
 
 def normalized(x):

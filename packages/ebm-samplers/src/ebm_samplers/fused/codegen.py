@@ -236,7 +236,7 @@ def export_function(program: Program, copies: Sequence[Copy]) -> str:
     """The procedure that copies a tile's exports into an array ``(row, chain)``."""
     lines = ["def export(w, exported, tile, stride):"]
     for copy in copies:
-        (n, m), (step, inner), first = copy.counts, copy.steps, program.exports[copy.export][0]
+        (n, m), (step, inner), first = copy.counts, copy.steps, program.exports[copy.export]
         lines += [
             f"    for i in range({n}):",
             f"        for j in range({m}):",

@@ -76,7 +76,6 @@ def native(source: str, name: str) -> tuple[Native, bool]:
 
 def _linked(about: dict[str, Any], code: bytes) -> tuple[Callable[..., None], int, Any] | None:
     """The function in object code; None where something that it calls is missing."""
-    _start_llvm()
     if any(llvm.address_of_symbol(symbol) is None for symbol in about["calls"]):
         return None
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), this_machine())
@@ -98,7 +97,6 @@ def _compiled(source: str, name: str) -> tuple[dict[str, Any], bytes]:
         from ebm_samplers.fused.with_numba import compiled_by_numba
 
         return compiled_by_numba(name, space, fastmath)
-    _start_llvm()
     module, machine = llvm.parse_assembly(text), this_machine()
     module.data_layout = str(machine.target_data)
     module.verify()

@@ -111,8 +111,7 @@ class Program:
     """What the kernel of an energy does: nests, in order.
 
     Attributes: size: Elements of a state, d. Rows 0 … d-1 hold the state, d … 2d-1 the gradient, 2d
-        the energy. straight: Without loops. exports: First row and number of rows of what else it
-        gives.
+        the energy. straight: Without loops. exports: First rows of what else it gives.
     """
 
     size: int
@@ -122,7 +121,7 @@ class Program:
     n_rows: int = 0
     offset: Expr | None = None
     counters: Iterable[int] = field(default_factory=itertools.count)
-    exports: list[tuple[int, int]] = field(default_factory=list)
+    exports: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.n_rows = 2 * self.size + 1
@@ -196,15 +195,15 @@ class Program:
         first: int = firsts.pop()
         return first if rows == {first + ravel(index, array.shape)} else None
 
-    def exported(self, array: Array) -> tuple[int, int]:
-        """First row and number of rows of an array that the kernel gives: its own, or new ones."""
+    def exported(self, array: Array) -> int:
+        """The first row of an array that the kernel gives: its own rows, or new ones."""
         if not self.straight and array.varies and not array.boolean:
             first = self.rows_under(array)
             if first is not None and array.load((0,) * len(array.shape)).op == "row":
-                return first, array.size
+                return first
         base = self.allocate(array.size)
         self.assign(base, array)
-        return base, array.size
+        return base
 
     def allocate(self, n: int) -> int:
         """The first of ``n`` new rows."""

@@ -25,8 +25,7 @@ from ebm_samplers.fused.codegen import ALIGNED
 from ebm_samplers.fused.native import Native, this_machine
 
 TEAM_WORK = 1e7
-"""Scalar operations, for all lanes together, from which torch's threads share them: 0.1 to 0.3 ms.
-Threads that are awake pay from half of that on, those that sleep from twice as many."""
+"""Scalar operations, for all lanes together, from which torch's threads share them: some 0.2 ms."""
 
 POOL_WORK = 5e7
 """The same for Python's threads. To wake them took up to 1 ms where it was measured."""
@@ -237,7 +236,7 @@ class _Pieces:
 def _pooled(call: Call, n_threads: int, n_pieces: int) -> None:
     """Run a call in threads of Python's own.
 
-    However often it is interrupted, nothing is written any more once it has ended.
+    Interrupts, also while it waits for pieces that run, end it when none runs any more.
     """
     pieces, interrupt, closed = _Pieces(call, n_pieces), None, False
     try:

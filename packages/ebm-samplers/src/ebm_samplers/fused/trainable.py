@@ -21,7 +21,7 @@ from ebm_samplers.fused.trace import CannotFuse, Trace, trace_training
 PAYS = 100
 """Torch's operations, backward pass included, from which kernels are asked. Perceptrons' energies
 take some 30 or 60, with their gradients, as objectives differentiate them, 120 and more: where
-benchmarks/terms.py was recorded, kernels were slower for the former and not for the latter."""
+benchmarks/terms.py was recorded, kernels were mostly slower for the former, not for the latter."""
 
 
 class Trainable(EnergyFunction):
