@@ -1,9 +1,10 @@
-"""From which size on torch's kernels in CUDA graphs beat one thread a chain: where "auto" switches.
+"""Whether "auto" takes the quicker engine on a CUDA device: a thread a chain, or torch's graphs.
 
 For energies of growing size (perceptrons 2-w-w-1, dense Gaussians in d dimensions) and numbers of
 chains, seconds of a Langevin transition on both engines: ``engine="fused"``, and ``engine="torch"``
-with its graphs. From the table comes `ebm_samplers.fused.cuda.energy.PAYS`: the number of scalar
-operations up to which the kernel wins at each number of chains.
+with its graphs; and the engine that ``engine="auto"`` takes, which it finds out by trial
+(`ebm_samplers.fused.cuda.trial`). A last line counts how often that was the quicker one, and what
+its choices cost beside the best.
 
     nox -s bench -- "*_cuda"                        # with the others; where there is no nox:
     PYTHONPATH=... python benchmarks/sizes_cuda.py
@@ -13,7 +14,7 @@ Results go to results/cuda.json.
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,18 @@ def seconds_of_a_step(sampler: LangevinDynamics, x: torch.Tensor, repetitions: i
     return statistics.median(seconds_of(call) for _ in range(repetitions)) / STEPS
 
 
+def judged(cells: Iterable[dict[str, Any]]) -> str:
+    """How well "auto" chose, where there was a choice."""
+    both = [cell for cell in cells if cell["fused"] and cell["torch"]]
+    if not both:
+        return "no energy had both engines"
+    ratios = [cell[cell["auto"]] / min(cell["fused"], cell["torch"]) for cell in both]
+    return (
+        f"auto took the quicker engine in {sum(ratio == 1 for ratio in ratios)} of {len(ratios)} "
+        f"cells; at worst it took {max(ratios):.2f} times as long as the other"
+    )
+
+
 def main() -> None:
     """Read the options, measure, keep everything after each cell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -90,12 +103,16 @@ def main() -> None:
                     entry[engine] = None
                     entry["error"] = str(error)[:300]
                 entry["operations"] = entry.get("operations") or sampler.explain(x).n_operations
+            chosen = LangevinDynamics(make().to(device), 0.01).explain(x)
+            entry["auto"], entry["because"] = chosen.engine, chosen.reason
             found["cells"][f"{name} | {chains}"] = entry
             both = entry["fused"] and entry["torch"] / entry["fused"]
             ratio = f"{both:.2f}" if both else "no kernel"
             size = f"{entry['operations']} operations"
-            print(f"{name:18} {chains:7} chains: {size}, {ratio}", flush=True)
+            told = f"{size}, {ratio}, auto: {chosen.engine}"
+            print(f"{name:18} {chains:7} chains: {told}", flush=True)
             record.keep("sizes", found, options.results)
+    print(judged(found["cells"].values()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Chains on a CUDA device: `pytest -m cuda`."""
 
 import math
+from types import CellType, FunctionType
 
 import pytest
 import torch
@@ -9,13 +10,17 @@ from targets import TARGETS, DoubleWell
 from ebm_core import ConfigurationError, as_energy
 from ebm_samplers import (
     MALA,
+    NUTS,
     HamiltonianMonteCarlo,
     LangevinDynamics,
+    UnderdampedLangevin,
     engines,
     fuse,
     without_graphs,
 )
 from ebm_samplers.captured import CapturedChains
+from ebm_samplers.fused.cuda import trial
+from ebm_samplers.fused.cuda.trial import seconds
 from ebm_samplers.noise import fill_normals, fill_uniforms
 
 pytestmark = [
@@ -27,6 +32,8 @@ SAMPLERS = {
     "langevin": lambda e, h, **more: LangevinDynamics(e, h, **more),
     "mala": lambda e, h, **more: MALA(e, h, **more),
     "hmc": lambda e, h, **more: HamiltonianMonteCarlo(e, math.sqrt(h), 5, **more),
+    "underdamped": lambda e, h, **more: UnderdampedLangevin(e, math.sqrt(h), **more),
+    "nuts": lambda e, h, **more: NUTS(e, math.sqrt(h), max_tree_depth=4, **more),
 }
 
 
@@ -37,19 +44,23 @@ def states(name, n, dtype=torch.float32):
 
 
 def energy_of(name, dtype=torch.float32):
-    """On the device: a function of the targets has its tensors on the CPU."""
-    with torch.device("cuda"):
-        energy = as_energy(TARGETS[name][0](dtype))
-    energy.load_state_dict(as_energy(TARGETS[name][0](dtype)).state_dict())
-    return energy.to("cuda")
+    """On the device, with the same numbers as on the CPU."""
+    target = TARGETS[name][0](dtype)
+    if isinstance(target, FunctionType):
+        target = FunctionType(
+            target.__code__, target.__globals__, closure=tuple(map(moved, target.__closure__ or ()))
+        )
+    return as_energy(target).to("cuda")
 
 
-ON_DEVICE = ("double well", "rosenbrock", "mixture", "perceptron", "funnel", "images")
+def moved(cell):
+    value = cell.cell_contents
+    return CellType(value.to("cuda") if isinstance(value, torch.Tensor) else value)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", ON_DEVICE)
+@pytest.mark.parametrize("name", TARGETS)
 def test_as_on_the_cpu(name, sampler, dtype):
     x, h = states(name, 700, dtype), STEP.get(name, 0.02)
     make = SAMPLERS[sampler]
@@ -100,7 +111,7 @@ def torch_engine(name, energy):
     return sampler
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ("langevin", "mala", "hmc"))
 def test_graphs(name, monkeypatch):
     """Launches see fresh noise, the same as single steps; and parameters as they are."""
     kinds = []
@@ -156,6 +167,35 @@ class Looking(LangevinDynamics):
     def transition(self, state, context):
         assert float(state.x.sum()) < 1e9
         return super().transition(state, context)
+
+
+def test_auto_takes_what_is_quicker(monkeypatch, tmp_path):
+    """A narrow network's kernel is; in between, what a trial has found is taken again."""
+    monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path))
+    timed = []
+    monkeypatch.setattr(trial, "seconds", lambda *how: timed.append(how) or seconds(*how))
+    x, taken = torch.randn(1000, 2, device="cuda"), {}
+    for width, n_timed in ((16, 0), (200, 2), (100_000, 2)):
+        layers = (torch.nn.Linear(2, width), torch.nn.SiLU(), torch.nn.Linear(width, 1))
+        net = torch.nn.Sequential(*layers).cuda()
+        for turn in range(2):
+            energy = as_energy(lambda x, net=net: net(x).squeeze(1), net)
+            taken[width, turn] = LangevinDynamics(energy, 0.01).explain(x).engine
+            assert len(timed) == n_timed
+        assert taken[width, 0] == taken[width, 1]
+    assert (taken[16, 0], taken[100_000, 0]) == ("fused", "torch")
+
+
+def test_trials_leave_the_device_able_to_capture():
+    """Steps of a network that is tried first, with graphs afterwards."""
+    energy, x = as_energy(Network().cuda()), torch.randn(500, 2, device="cuda")
+    kernel, by_torch = seconds(lambda: x @ x.t(), x.device), seconds(lambda: x.sum(), x.device)
+    assert 0 < by_torch < 1
+    assert 0 < kernel < 1
+    assert 0 < seconds(lambda: x.sum().item(), x.device) < 1  # is issued anew each time
+    captured = torch_engine("langevin", energy)
+    captured.sample(x, n_steps=40, seed=1)
+    assert "as CUDA graphs" in str(captured.explain(x))
 
 
 def test_steps_that_wait_for_the_device_leave_no_harm():

@@ -252,3 +252,70 @@ def test_fuse(on_cuda):
     x.requires_grad_()
     fuse(energy)(x)[0].sum().backward()
     torch.testing.assert_close(x.grad, slopes)
+
+
+def perceptron(width):
+    torch.manual_seed(0)
+    layers = (torch.nn.Linear(2, width), torch.nn.SiLU(), torch.nn.Linear(width, 1))
+    net = torch.nn.Sequential(*layers)
+    return as_energy(lambda x: net(x).squeeze(1), net)
+
+
+@pytest.fixture
+def clock(monkeypatch, tmp_path):
+    """What a trial finds of kernel and torch, in turn; notes how often it was asked."""
+    from ebm_samplers.fused.cuda import trial
+
+    monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path))
+    found, asked = [1.0, 2.0], []
+
+    def seconds(work, on):
+        work()
+        asked.append(on)
+        return found[(len(asked) - 1) % 2]
+
+    monkeypatch.setattr(trial, "seconds", seconds)
+    return found, asked
+
+
+def test_auto_takes_what_a_trial_found_quicker(on_cuda, clock):
+    found, asked = clock
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    assert LangevinDynamics(perceptron(300), 0.01).explain(x).engine == "fused"
+    assert len(asked) == 2
+    found.reverse()
+    energy = perceptron(300)
+    sampler = LangevinDynamics(energy, 0.01)
+    assert sampler.explain(x).engine == "fused"  # found before, by another process perhaps
+    assert len(asked) == 2
+    explanation = sampler.explain(torch.cat([x, x]))
+    assert explanation.engine == "torch"
+    assert "torch evaluates 10 states in 1e+06 µs, its kernel in 2e+06" in str(explanation)
+    for _ in range(3):
+        sampler.sample_chain(torch.cat([x, x]), 2)
+    assert len(asked) == 4
+    insisting = LangevinDynamics(energy, 0.01, engine="fused")
+    assert insisting.explain(torch.cat([x, x])).engine == "fused"
+    assert len(asked) == 4
+    assert MALA(energy, 0.01).explain(x).engine == "torch"  # another kernel, of more registers
+    assert len(asked) == 6
+
+
+def test_small_and_large_energies_are_not_tried(on_cuda, clock, monkeypatch):
+    _, asked = clock
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    assert LangevinDynamics(perceptron(20), 0.01).explain(x).engine == "fused"
+    monkeypatch.setattr("ebm_samplers.fused.cuda.energy.MOST", 3000)
+    explanation = LangevinDynamics(perceptron(300), 0.01).explain(x)
+    assert "beyond 3,000 many threads" in str(explanation)
+    assert explanation.engine == "torch"
+    assert not asked
+
+
+def test_a_trial_times_both(on_cuda, monkeypatch, tmp_path):
+    """Simulated kernels are slow indeed."""
+    monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path))
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    explanation = LangevinDynamics(perceptron(300), 0.01).explain(x)
+    assert explanation.engine == "torch"
+    assert "tried on this device" in str(explanation)

@@ -1,4 +1,4 @@
-"""Machine code on disk, so that a kernel is compiled once for all processes.
+"""Machine code on disk, so that a kernel is compiled, or tried, once for all processes.
 
 A file is named by a hash of all that its code depends on: the text of the generated module, the
 sources of the functions that it calls, the versions of Python, Numba and LLVM, and the CPU; so it
@@ -41,7 +41,7 @@ def cache_folder() -> Path:
 
 
 def clear_cache() -> int:
-    """Delete all compiled kernels from disk; gives the number of functions deleted.
+    """Delete all compiled kernels, and what trials found, from disk; gives the number of files.
 
     Kernels that this process has loaded stay in use.
     """

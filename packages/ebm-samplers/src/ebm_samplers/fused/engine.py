@@ -462,9 +462,15 @@ class FusedEnergy:
         """Whether one of these numbers is not 0."""
         return bool(np.dot(flags, flags) > 0)
 
-    def slower(self, n_chains: int) -> str | None:
-        """Why torch would be quicker with so many chains; None if it would not."""
-        return too_large(self.n_operations, n_chains)
+    def slower(self, energy: EnergyFunction, x: Tensor, sampler: str) -> str | None:
+        """Why torch would be quicker for states ``x``; None if it would not.
+
+        Args:
+            energy: Whose kernels these are.
+            x: States, ``(chain, *event)``.
+            sampler: Whose kernel, see `kernel`.
+        """
+        return too_large(self.n_operations, len(x))
 
     def seconds(self, n_chains: int) -> float:
         """What a transition takes, guessed: it decides how long the first leg is."""

@@ -151,7 +151,9 @@ class Lookup:
         if_quicker: bool,
         begin: Begin | None,
     ) -> Start:
-        _require_gain(fused, x, if_quicker)
+        reason = fused.slower(energy, x, sampler) if if_quicker else None
+        if reason is not None:
+            raise NoGain(reason)
         return compared(fused, energy, x, sampler, begin)
 
 
@@ -203,12 +205,6 @@ def fused_energy(energy: EnergyFunction, x: Tensor, sampler: str = "energy") -> 
     """The kernels of an energy for states like ``x``, compared with torch as in `fused_start`."""
     with evaluation_mode(energy), torch.inference_mode(False), torch.no_grad():
         return fused_start(energy, x, sampler).fused
-
-
-def _require_gain(fused: FusedEnergy, x: Tensor, if_quicker: bool) -> None:
-    reason = fused.slower(len(x)) if if_quicker else None
-    if reason is not None:
-        raise NoGain(reason)
 
 
 def compared(

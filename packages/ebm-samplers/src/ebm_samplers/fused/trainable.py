@@ -96,7 +96,7 @@ class TrainableEnergy(FusedEnergy):
         """How many lanes a tile has: with fewer than 64, rows of exports are too short to copy."""
         return 64 if n_chains > 32 else 32 if n_chains > 24 else super().lanes(n_chains)
 
-    def slower(self, n_chains: int) -> str | None:
+    def slower(self, energy: EnergyFunction, x: Tensor, sampler: str) -> str | None:
         """Why torch would be quicker; None if it would not."""
         if self.n_calls >= PAYS:
             return None

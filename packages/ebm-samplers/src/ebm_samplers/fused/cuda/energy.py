@@ -13,6 +13,7 @@ from ebm_samplers.fused.cuda._backend import numba_cuda, simulated
 from ebm_samplers.fused.cuda.kernel import CudaKernel
 from ebm_samplers.fused.cuda.parameters import CudaParameters
 from ebm_samplers.fused.cuda.source import device_source
+from ebm_samplers.fused.cuda.trial import Trial, tried
 from ebm_samplers.fused.engine import FusedEnergy, Launch, Run, Slots
 from ebm_samplers.fused.kernels import CARRIED, STATISTICS, USUAL
 from ebm_samplers.fused.trace import CannotFuse
@@ -20,8 +21,15 @@ from ebm_samplers.fused.trace import CannotFuse
 OPERATIONS, OPERATION = 1e12, 3e-9
 """Scalar operations a second of all threads together, and seconds of one in a thread: guesses."""
 
-PAYS = 20_000
-"""Scalar operations up to which a thread is not slower than some twenty kernels: a guess."""
+UNTRIED = 2_000
+"""Scalar operations up to which a kernel is taken untried: a thread has done them before torch's
+kernels, of some microseconds each, are through."""
+
+MOST = 400_000
+"""Scalar operations beyond which it is not tried: a thread would take about a millisecond."""
+
+MOST_STATES = 2**19
+"""States of a trial: more than devices have threads, so that more of them take longer alike."""
 
 LARGEST_STATE = 128
 """Elements of a state that a thread may hold; beyond, torch's batches are left to it."""
@@ -57,6 +65,7 @@ class CudaEnergy(FusedEnergy):
         self._unit: Tensor = self._full((1, self.size), 1)
         self._nothing: Tensor = self._full((0, 0, self.size), 1)
         self._known_offset: tuple[Tensor | None, float] = None, 0.0
+        self._trials: dict[tuple[str, int], Trial] = {}  # by sampler, and bits of the number
         self.wait()  # they are for all streams
 
     def lanes(self, n_chains: int) -> int:
@@ -200,14 +209,26 @@ class CudaEnergy(FusedEnergy):
         """Whether one of these numbers is not 0; waits for the device."""
         return bool(flags.any())
 
-    def slower(self, n_chains: int) -> str | None:
-        """Why CUDA graphs of torch's kernels would be quicker."""
-        if self.n_operations <= PAYS:
+    def slower(self, energy: EnergyFunction, x: Tensor, sampler: str) -> str | None:
+        """Why torch would be quicker, in CUDA graphs: found out once for about so many chains."""
+        if self.n_operations <= UNTRIED:
             return None
-        return (
-            f"it takes {self.n_operations:,} scalar operations at each state, and beyond {PAYS:,} "
-            "(a guess) many threads at each are quicker than one"
-        )
+        if self.n_operations > MOST:
+            return (
+                f"it takes {self.n_operations:,} scalar operations at each state, and beyond "
+                f"{MOST:,} many threads at each are quicker than one"
+            )
+        x = x[:MOST_STATES]
+        about = sampler, len(x).bit_length()
+        if about not in self._trials:
+            p, offset = self.parameters(sampler, 1)
+            run = {"n_steps": 0, "step_size": 0.0, "key": 0, "parameters": p, "offset": offset}
+            kernel = self.launch(sampler, self.flat(x), **run)
+            by_torch = functools.partial(energy.energy_and_gradient, x)
+            source = self.kernel(sampler, 1).source
+            self._trials[about] = tried(source, kernel, by_torch, len(x), self.device)
+        trial = self._trials[about]
+        return str(trial) if trial.torch < trial.kernel else None
 
     def seconds(self, n_chains: int) -> float:
         """What a transition takes, from what launches have shown or devices can do."""
