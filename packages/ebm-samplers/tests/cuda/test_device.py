@@ -18,7 +18,7 @@ from ebm_samplers import (
     fuse,
     without_graphs,
 )
-from ebm_samplers.captured import CapturedChains
+from ebm_samplers.captured import CapturedChains, graph
 from ebm_samplers.fused.cuda import trial
 from ebm_samplers.fused.cuda.trial import seconds
 from ebm_samplers.noise import fill_normals, fill_uniforms
@@ -172,30 +172,43 @@ class Looking(LangevinDynamics):
 def test_auto_takes_what_is_quicker(monkeypatch, tmp_path):
     """A narrow network's kernel is; in between, what a trial has found is taken again."""
     monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path))
-    timed = []
-    monkeypatch.setattr(trial, "seconds", lambda *how: timed.append(how) or seconds(*how))
+    monkeypatch.setattr(trial, "_found", {})
+    found, captured = [], []
+    monkeypatch.setattr(trial, "seconds", lambda *how: found.append(seconds(*how)) or found[-1])
+    original = graph.Graph
+
+    def noting(*how):
+        captured.append(original(*how))
+        return captured[-1]
+
+    monkeypatch.setattr(graph, "Graph", noting)
     x, taken = torch.randn(1000, 2, device="cuda"), {}
-    for width, n_timed in ((16, 0), (200, 2), (100_000, 2)):
+    for width, n_tried in ((16, 0), (200, 1), (100_000, 1)):
         layers = (torch.nn.Linear(2, width), torch.nn.SiLU(), torch.nn.Linear(width, 1))
         net = torch.nn.Sequential(*layers).cuda()
         for turn in range(2):
             energy = as_energy(lambda x, net=net: net(x).squeeze(1), net)
             taken[width, turn] = LangevinDynamics(energy, 0.01).explain(x).engine
-            assert len(timed) == n_timed
+            assert len(found) == n_tried
         assert taken[width, 0] == taken[width, 1]
+    assert len(captured) >= 2  # the kernel's and torch's; explanations capture others
+    assert not graph.failed()
+    of_kernel, of_torch = found[0]
+    assert 1e-7 < of_kernel < 1e-2
+    assert 1e-6 < of_torch < 1e-2
+    assert taken[200, 0] == ("torch" if of_torch < of_kernel else "fused")
     assert (taken[16, 0], taken[100_000, 0]) == ("fused", "torch")
 
 
-def test_trials_leave_the_device_able_to_capture():
-    """Steps of a network that is tried first, with graphs afterwards."""
-    energy, x = as_energy(Network().cuda()), torch.randn(500, 2, device="cuda")
-    kernel, by_torch = seconds(lambda: x @ x.t(), x.device), seconds(lambda: x.sum(), x.device)
-    assert 0 < by_torch < 1
-    assert 0 < kernel < 1
-    assert 0 < seconds(lambda: x.sum().item(), x.device) < 1  # is issued anew each time
-    captured = torch_engine("langevin", energy)
-    captured.sample(x, n_steps=40, seed=1)
-    assert "as CUDA graphs" in str(captured.explain(x))
+def test_trials_time_the_device():
+    on = torch.device("cuda", 0)
+    short, long = seconds(
+        lambda: torch.cuda._sleep(1_000_000), lambda: torch.cuda._sleep(10_000_000), on
+    )
+    assert 7 < long / short < 13
+    x = torch.ones(1000, device=on)
+    assert 0 < seconds(lambda: x.sum(), lambda: x.sum().item(), on)[1] < 1  # issued anew each time
+    assert not graph.failed()
 
 
 def test_steps_that_wait_for_the_device_leave_no_harm():

@@ -15,6 +15,7 @@ from ebm_samplers import (
     LangevinDynamics,
     UnderdampedLangevin,
     fuse,
+    without_graphs,
 )
 from ebm_samplers.fused.engine import FusedEnergy
 from ebm_samplers.fused.noise import fill_rows
@@ -263,18 +264,20 @@ def perceptron(width):
 
 @pytest.fixture
 def clock(monkeypatch, tmp_path):
-    """What a trial finds of kernel and torch, in turn; notes how often it was asked."""
+    """What a trial finds of kernel and torch; notes how often it was asked."""
     from ebm_samplers.fused.cuda import trial
 
     monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path))
     found, asked = [1.0, 2.0], []
 
-    def seconds(work, on):
-        work()
+    def seconds(kernel, other, on):
+        kernel()
+        other()
         asked.append(on)
-        return found[(len(asked) - 1) % 2]
+        return tuple(found)
 
     monkeypatch.setattr(trial, "seconds", seconds)
+    monkeypatch.setattr(trial, "_found", {})
     return found, asked
 
 
@@ -282,23 +285,47 @@ def test_auto_takes_what_a_trial_found_quicker(on_cuda, clock):
     found, asked = clock
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     assert LangevinDynamics(perceptron(300), 0.01).explain(x).engine == "fused"
-    assert len(asked) == 2
+    assert len(asked) == 1
     found.reverse()
     energy = perceptron(300)
     sampler = LangevinDynamics(energy, 0.01)
     assert sampler.explain(x).engine == "fused"  # found before, by another process perhaps
-    assert len(asked) == 2
+    assert len(asked) == 1
     explanation = sampler.explain(torch.cat([x, x]))
     assert explanation.engine == "torch"
     assert "torch evaluates 10 states in 1e+06 µs, its kernel in 2e+06" in str(explanation)
     for _ in range(3):
         sampler.sample_chain(torch.cat([x, x]), 2)
-    assert len(asked) == 4
+    assert len(asked) == 2
     insisting = LangevinDynamics(energy, 0.01, engine="fused")
     assert insisting.explain(torch.cat([x, x])).engine == "fused"
-    assert len(asked) == 4
+    assert len(asked) == 2
     assert MALA(energy, 0.01).explain(x).engine == "torch"  # another kernel, of more registers
-    assert len(asked) == 6
+    assert len(asked) == 3
+
+
+def test_torch_without_graphs_is_not_asked(on_cuda, clock):
+    found, asked = clock
+    found.reverse()
+    x, energy = torch.zeros(5, 2), perceptron(300)
+    assert NUTS(energy, 0.01).explain(x).engine == "fused"
+    with without_graphs():
+        assert LangevinDynamics(energy, 0.01).explain(x).engine == "fused"
+    assert not asked
+    assert LangevinDynamics(energy, 0.01).explain(x).engine == "torch"
+
+
+def test_local_memory_has_a_limit(on_cuda, clock, monkeypatch):
+    from ebm_samplers.fused.cuda.energy import CudaEnergy
+
+    _, asked = clock
+    x = torch.zeros(5, 2)
+    monkeypatch.setattr(CudaEnergy, "_most_local", 3000.0)
+    assert LangevinDynamics(perceptron(100), 0.01).explain(x).engine == "fused"
+    explanation = LangevinDynamics(perceptron(300), 0.01).explain(x)
+    assert explanation.engine == "torch"
+    assert "bytes of local memory, and with more than 3,000" in str(explanation)
+    assert len(asked) == 1
 
 
 def test_small_and_large_energies_are_not_tried(on_cuda, clock, monkeypatch):
@@ -315,6 +342,7 @@ def test_small_and_large_energies_are_not_tried(on_cuda, clock, monkeypatch):
 def test_a_trial_times_both(on_cuda, monkeypatch, tmp_path):
     """Simulated kernels are slow indeed."""
     monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("ebm_samplers.fused.cuda.trial._found", {})
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     explanation = LangevinDynamics(perceptron(300), 0.01).explain(x)
     assert explanation.engine == "torch"

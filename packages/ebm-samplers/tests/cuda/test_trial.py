@@ -3,7 +3,6 @@
 import math
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from emulation import EmulatedGraph, emulate
 
 from ebm_samplers.fused.cuda import trial
 from ebm_samplers.fused.cuda.trial import EVALUATIONS, LAUNCHES, seconds, tried
+from ebm_samplers.fused.trace import CannotFuse
 
 DEVICE = torch.device("cuda", 0)
 
@@ -27,7 +27,7 @@ def own_folder(monkeypatch, tmp_path):
 def device(monkeypatch):
     """A device whose graphs are emulated, and whose clock is the host's."""
 
-    def timed(launch):
+    def timed(launch, on):
         begin = time.perf_counter()
         launch()
         return time.perf_counter() - begin
@@ -35,9 +35,13 @@ def device(monkeypatch):
     emulate(monkeypatch)
     EmulatedGraph.count = 0
     monkeypatch.setattr(EmulatedGraph, "may_fail", False)
-    monkeypatch.setattr(torch.cuda, "device", lambda on: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda on: "a device")
-    monkeypatch.setattr(trial, "_by_device", timed)
+    monkeypatch.setattr(trial, "_timed", timed)
+    monkeypatch.setattr(trial, "_found", {})
+
+
+def idle():
+    pass
 
 
 def test_work_is_issued_once_into_a_graph(device):
@@ -47,10 +51,11 @@ def test_work_is_issued_once_into_a_graph(device):
         issued.append(1)
         x.add_(1)
 
-    assert 0 < seconds(work, DEVICE) < 1
-    assert len(issued) == 1 + EVALUATIONS  # rehearsed, captured
-    assert x[0] == 1 + (1 + LAUNCHES) * EVALUATIONS
-    assert EmulatedGraph.count == 1
+    of_kernel, of_other = seconds(idle, work, DEVICE)
+    assert 0 < of_kernel < of_other < 1
+    assert len(issued) == 2 + EVALUATIONS  # at first, rehearsed, captured
+    assert x[0] == 2 + (1 + LAUNCHES) * EVALUATIONS
+    assert EmulatedGraph.count == 2
 
 
 def test_work_that_waits_for_the_device_is_issued_anew(device):
@@ -60,34 +65,78 @@ def test_work_that_waits_for_the_device_is_issued_anew(device):
         issued.append(1)
         x.sum().item()
 
-    assert 0 < seconds(work, DEVICE) < 1
-    assert EmulatedGraph.count == 0
-    assert len(issued) == 1 + (1 + LAUNCHES) * EVALUATIONS
+    assert 0 < seconds(idle, work, DEVICE)[1] < 1
+    assert EmulatedGraph.count == 1
+    assert len(issued) == 2 + (1 + LAUNCHES) * EVALUATIONS
 
 
 def test_the_longer_work_takes_longer(device):
     x = torch.randn(300, 300)
-    short, long = (seconds(lambda n=n: [x @ x for _ in range(n)], DEVICE) for n in (1, 10))
+    short, long = seconds(lambda: x @ x, lambda: [x @ x for _ in range(10)], DEVICE)
     assert long > 3 * short
 
 
-def test_too_little_memory(device):
+@pytest.mark.parametrize("error", (torch.OutOfMemoryError, RuntimeError("CUBLAS_ALLOC_FAILED")))
+def test_where_torch_fails_its_kernel_is_quicker(device, error, tmp_path):
     def work():
-        raise torch.OutOfMemoryError
+        raise error
 
-    assert seconds(work, DEVICE) == math.inf
+    trial = tried("a", idle, work, 100, DEVICE)
+    assert trial.torch == math.inf > trial.kernel
+    assert not list(tmp_path.iterdir())  # other processes may have more memory
+
+
+def test_where_the_kernel_fails_there_is_no_choice(device):
+    def work():
+        raise CannotFuse("its kernel does not run")
+
+    with pytest.raises(CannotFuse, match="does not run"):
+        seconds(work, idle, DEVICE)
+
+
+def given(monkeypatch, *found):
+    """Trials find these, one after the other; notes what was tried."""
+    tried, left = [], list(found)
+    monkeypatch.setattr(trial, "seconds", lambda *how: tried.append(how) or left.pop(0))
+    return tried
 
 
 def test_one_trial_for_all_processes(device, monkeypatch):
-    calls = []
-    monkeypatch.setattr(trial, "seconds", lambda work, on: calls.append(work) or len(calls))
+    asked = given(monkeypatch, *[(1.0, 2.0)] * 5)
     first = tried("a", "kernel", "torch", 100, DEVICE)
-    assert (first.kernel, first.torch, first.n_chains, calls) == (1, 2, 100, ["kernel", "torch"])
-    assert tried("a", "kernel", "torch", 90, DEVICE) == first
+    assert (first.kernel, first.torch, first.n_chains) == (1, 2, 100)
     assert "100 states in 2e+06 µs, its kernel in 1e+06" in str(first)
-    assert len(calls) == 2
-    for source, n in (("b", 100), ("a", 200)):
-        tried(source, "kernel", "torch", n, DEVICE)
+    assert tried("a", "kernel", "torch", 90, DEVICE) == first
+    trial._found.clear()  # another process
+    assert tried("a", "kernel", "torch", 90, DEVICE) == first
+    assert asked == [("kernel", "torch", DEVICE)]
+    for about, n in (("b", 100), ("a", 200)):
+        tried(about, "kernel", "torch", n, DEVICE)
+    torch.set_float32_matmul_precision("high")
+    try:
+        tried("a", "kernel", "torch", 100, DEVICE)
+    finally:
+        torch.set_float32_matmul_precision("highest")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda on: "another device")
     tried("a", "kernel", "torch", 100, DEVICE)
-    assert len(calls) == 8
+    assert len(asked) == 5
+
+
+def test_the_first_of_several_processes_decides(device, monkeypatch):
+    def meanwhile(*how):
+        monkeypatch.setattr(trial, "seconds", lambda *how: (1.0, 2.0))
+        tried("a", "kernel", "torch", 100, DEVICE)
+        trial._found.clear()
+        return 2.0, 1.0
+
+    monkeypatch.setattr(trial, "seconds", meanwhile)
+    assert tried("a", "kernel", "torch", 100, DEVICE)[:2] == (1, 2)
+
+
+def test_after_a_failed_capture_a_trial_is_of_this_process(device, monkeypatch, tmp_path):
+    asked = given(monkeypatch, (1.0, 2.0))
+    monkeypatch.setattr("ebm_samplers.captured.graph._failed", ["a graph"])
+    for _ in range(2):
+        assert tried("a", "kernel", "torch", 100, DEVICE).torch == 2
+    assert len(asked) == 1
+    assert not list(tmp_path.iterdir())

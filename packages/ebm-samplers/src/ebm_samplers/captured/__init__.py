@@ -16,7 +16,7 @@ parts still hold is checked at each call, as for kernels of the fused engine: th
 start states are compared with ``forward``.
 """
 
-from ebm_samplers.captured.catalogue import explained_graphs, without_graphs
+from ebm_samplers.captured.catalogue import explained_graphs, graphs_wanted, without_graphs
 from ebm_samplers.captured.chains import CapturedChains, captured_on, require_uncaptured
 from ebm_samplers.captured.graph import CannotCapture
 
@@ -25,6 +25,7 @@ __all__ = [
     "CapturedChains",
     "captured_on",
     "explained_graphs",
+    "graphs_wanted",
     "require_uncaptured",
     "without_graphs",
 ]

@@ -49,6 +49,11 @@ def without_graphs() -> Iterator[None]:
         _wanted = before
 
 
+def graphs_wanted() -> bool:
+    """Whether steps may be captured now: `without_graphs` and autocast stand against it."""
+    return _wanted and not torch.is_autocast_enabled("cuda")
+
+
 class Catalogue:
     """What is known of one sampler.
 

@@ -1,6 +1,7 @@
 # mypy: disable-error-code="no-untyped-call"
 """Work on a CUDA device that is issued once and launched many times."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,6 +17,11 @@ WAITING = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonze
 _failed: list[Any] = []
 """Graphs whose capture failed. torch's allocator goes on pointing to them, so that they stay; and
 it takes no further captures in this process."""
+
+
+def failed() -> bool:
+    """Whether a capture failed, so that there will be no others in this process."""
+    return bool(_failed)
 
 
 class CannotCapture(Exception):  # noqa: N818 - a reason
@@ -39,7 +45,7 @@ class Graph:
     """
 
     def __init__(self, body: Callable[[], Any], stream: Any, pool: Any) -> None:
-        if _failed:
+        if failed():
             raise CannotCapture("an earlier capture failed, after which torch captures no more")
         self._graph = torch.cuda.CUDAGraph()
         on = stream.device
@@ -51,7 +57,7 @@ class Graph:
             capture_error_mode="thread_local",  # other threads may go on using devices
         )
         try:
-            with torch.cuda.device(on), capturing:
+            with torch.cuda.device(on), _nothing_is_unloaded(on), capturing:
                 self.result = body()
         except BaseException as error:
             _failed.append(self._graph)
@@ -159,6 +165,22 @@ class Inputs(TorchDispatchMode):
         for tensor in _tensors(result):
             self._made[tensor] = True
         return result
+
+
+@contextmanager
+def _nothing_is_unloaded(on: torch.device) -> Iterator[None]:
+    """Numba unloads kernels that are gone, which a capture would not survive: not now."""
+    from ebm_samplers.fused.cuda._backend import numba_cuda
+    from ebm_samplers.fused.cuda.launch import current
+
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with current(on), numba_cuda().defer_cleanup():
+            yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def first_line(error: Exception) -> str:

@@ -16,6 +16,7 @@ import platform
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,15 @@ def read(key: str) -> tuple[dict[str, Any], bytes] | None:
     return json.loads(about), code
 
 
-def write(key: str, about: dict[str, Any], code: bytes) -> None:
-    """Keep machine code, and what is to be known about it; one warning where that fails."""
+def write(key: str, about: dict[str, Any], code: bytes, replace: bool = True) -> None:
+    """Keep machine code, and what is to be known about it; one warning where that fails.
+
+    Args:
+        key: The name.
+        about: What is to be known.
+        code: Machine code.
+        replace: Whether to write over what another process has written meanwhile.
+    """
     rest = json.dumps(about).encode() + b"\n" + code
     try:
         folder = _folder(create=True)
@@ -82,7 +90,11 @@ def write(key: str, about: dict[str, Any], code: bytes) -> None:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(_digest(rest) + b"\n" + rest)
-            os.replace(temporary, folder / f"fused_{key}.bin")
+            if replace:
+                os.replace(temporary, folder / f"fused_{key}.bin")
+            else:
+                with suppress(FileExistsError):
+                    os.link(temporary, folder / f"fused_{key}.bin")
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:

@@ -1,6 +1,7 @@
 """Energies as kernels on CUDA devices: `FusedEnergy` with tensors in the place of arrays."""
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ebm_core.energy import EnergyFunction
+from ebm_samplers.captured import graphs_wanted
 from ebm_samplers.fused.arrays import spread
 from ebm_samplers.fused.cuda._backend import numba_cuda, simulated
 from ebm_samplers.fused.cuda.kernel import CudaKernel
@@ -28,8 +30,11 @@ kernels, of some microseconds each, are through."""
 MOST = 400_000
 """Scalar operations beyond which it is not tried: a thread would take about a millisecond."""
 
-MOST_STATES = 2**19
-"""States of a trial: more than devices have threads, so that more of them take longer alike."""
+LOCAL_SHARE = 1 / 8
+"""Of a device's memory, which drivers may set aside for the local memory of all its threads."""
+
+MOST_STATES = 2**18
+"""States of a trial, which takes their time and memory: with more, both engines take longer."""
 
 LARGEST_STATE = 128
 """Elements of a state that a thread may hold; beyond, torch's batches are left to it."""
@@ -210,25 +215,46 @@ class CudaEnergy(FusedEnergy):
         return bool(flags.any())
 
     def slower(self, energy: EnergyFunction, x: Tensor, sampler: str) -> str | None:
-        """Why torch would be quicker, in CUDA graphs: found out once for about so many chains."""
-        if self.n_operations <= UNTRIED:
-            return None
+        """Why torch would be quicker, in CUDA graphs: found out once for about so many chains.
+
+        Where torch would issue step by step, which costs its host more than most kernels take, it
+        is not asked: without graphs, and by NUTS, whose steps look at the device.
+        """
         if self.n_operations > MOST:
             return (
                 f"it takes {self.n_operations:,} scalar operations at each state, and beyond "
                 f"{MOST:,} many threads at each are quicker than one"
             )
+        kernel = self.kernel(sampler, 1)
+        local = kernel.space["ROWS"] * x.element_size()
+        if local > self._most_local:
+            return (
+                f"each thread would take {local:,} bytes of local memory, and with more than "
+                f"{self._most_local:,.0f} all of them could fill the device's"
+            )
+        if self.n_operations <= UNTRIED or sampler == "nuts" or not graphs_wanted():
+            return None
         x = x[:MOST_STATES]
         about = sampler, len(x).bit_length()
         if about not in self._trials:
             p, offset = self.parameters(sampler, 1)
             run = {"n_steps": 0, "step_size": 0.0, "key": 0, "parameters": p, "offset": offset}
-            kernel = self.launch(sampler, self.flat(x), **run)
+            launch = self.launch(sampler, self.flat(x), **run)
             by_torch = functools.partial(energy.energy_and_gradient, x)
-            source = self.kernel(sampler, 1).source
-            self._trials[about] = tried(source, kernel, by_torch, len(x), self.device)
+            kinds = [type(module).__qualname__ for module in energy.modules()]
+            names = "\0".join((*kinds, kernel.source))
+            self._trials[about] = tried(names, launch, by_torch, len(x), self.device)
         trial = self._trials[about]
         return str(trial) if trial.torch < trial.kernel else None
+
+    @functools.cached_property
+    def _most_local(self) -> float:
+        """Bytes that a thread may take of its device's memory."""
+        if self.device.type != "cuda":
+            return math.inf
+        device = torch.cuda.get_device_properties(self.device)
+        n_threads = device.multi_processor_count * device.max_threads_per_multi_processor
+        return LOCAL_SHARE * float(device.total_memory) / n_threads
 
     def seconds(self, n_chains: int) -> float:
         """What a transition takes, from what launches have shown or devices can do."""

@@ -9,9 +9,12 @@ What was found is kept on disk beside machine code: later processes on this mach
 engine, so that runs that are resumed, or done again, have the same bits.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -23,8 +26,8 @@ from ebm_samplers.fused import cache
 EVALUATIONS = 8
 """Of a graph, so that its own launch counts for little."""
 
-LAUNCHES = 3
-"""That are timed; the shortest counts."""
+LAUNCHES = 5
+"""Of each graph that are timed; the shortest counts."""
 
 
 class Trial(NamedTuple):
@@ -32,7 +35,7 @@ class Trial(NamedTuple):
 
     Attributes:
         kernel: By a thread each.
-        torch: By torch.
+        torch: By torch; infinite where it failed.
         n_chains: How many states these were.
     """
 
@@ -47,8 +50,11 @@ class Trial(NamedTuple):
         )
 
 
+_found: dict[str, Trial] = {}
+
+
 def tried(
-    source: str,
+    about: str,
     kernel: Callable[[], object],
     other: Callable[[], object],
     n_chains: int,
@@ -57,42 +63,60 @@ def tried(
     """Two ways to evaluate about so many states, timed once on each machine; waits for the device.
 
     Args:
-        source: The kernel's module, which tells energies apart.
+        about: What tells this kernel and torch's work from others.
         kernel: Launches the kernel.
         other: Issues torch's operations.
         n_chains: How many states they evaluate; within a power of two this makes no difference.
         on: The device.
     """
+    chains = str(n_chains.bit_length())
+    key = cache.key("\0".join(("trial", *environment(on), chains, about)))
+    if key not in _found:
+        known = cache.read(key)
+        if known is None:
+            trial = Trial(*seconds(kernel, other, on), n_chains)
+            # what failed, or could not be captured after another failure, tells of this process
+            if math.isfinite(trial.torch) and not graphs.failed():
+                cache.write(key, trial._asdict(), b"", replace=False)
+                known = cache.read(key)  # another process may have been the first
+        _found[key] = trial if known is None else Trial(**known[0])
+    return _found[key]
+
+
+def environment(on: torch.device) -> tuple[str, ...]:
+    """All that a trial depends on beside the energy and the states."""
     where = torch.cuda.get_device_name(on) if on.type == "cuda" else "simulator"
-    about = "trial", where, torch.__version__, str(n_chains.bit_length()), source
-    key = cache.key("\0".join(about))
-    known = cache.read(key)
-    if known is not None:
-        return Trial(**known[0])
-    trial = Trial(seconds(kernel, on), seconds(other, on), n_chains)
-    cache.write(key, trial._asdict(), b"")
-    return trial
+    return where, torch.__version__, torch.get_float32_matmul_precision(), *_versions()
 
 
-def seconds(work: Callable[[], object], on: torch.device) -> float:
-    """What ``work`` takes, once it was issued.
-
-    Args:
-        work: Issues operations and kernels on the current stream.
-        on: The device; on a CPU, where kernels are simulated, the host's clock tells.
-
-    Returns:
-        Seconds; infinity where the device has not memory enough.
-    """
-    if on.type != "cuda":
-        return min(_by_host(work) for _ in range(LAUNCHES))
+@functools.cache
+def _versions() -> tuple[str, ...]:
     try:
-        launch = _captured(work, on)
-        with torch.cuda.device(on):
-            launch()
-            return min(_by_device(launch) for _ in range(LAUNCHES)) / EVALUATIONS
-    except torch.OutOfMemoryError:
-        return math.inf
+        version = metadata.version("numba-cuda")
+    except metadata.PackageNotFoundError:
+        version = ""
+    return version, *(path.read_text() for path in sorted(Path(__file__).parent.glob("*.py")))
+
+
+def seconds(
+    kernel: Callable[[], object], other: Callable[[], object], on: torch.device
+) -> tuple[float, float]:
+    """What an evaluation takes each of the two, once it was issued.
+
+    Both issue work on the current stream. Where the second fails, for lack of memory for example,
+    it takes infinitely long. On a CPU, where kernels are simulated, the host's clock tells.
+    """
+    kernel()  # compiles it
+    launches = [_captured(kernel, on)]
+    try:
+        other()
+        launches.append(_captured(other, on))
+        launches[-1]()
+    except Exception:  # whatever torch met, the kernel has not
+        return 0.0, math.inf
+    times = [[_timed(launch, on) for launch in launches] for _ in range(LAUNCHES)]
+    of_kernel, of_other = (min(column) / EVALUATIONS for column in zip(*times, strict=True))
+    return of_kernel, of_other
 
 
 def _captured(work: Callable[[], object], on: torch.device) -> Callable[[], None]:
@@ -102,6 +126,8 @@ def _captured(work: Callable[[], object], on: torch.device) -> Callable[[], None
         for _ in range(EVALUATIONS):
             work()
 
+    if on.type != "cuda":
+        return again
     stream = graphs.capture_stream(on)
     try:
         with graphs.rehearsing(stream, strictly=True), graphs.Inputs():
@@ -114,16 +140,17 @@ def _captured(work: Callable[[], object], on: torch.device) -> Callable[[], None
         return again
 
 
-def _by_device(launch: Callable[[], None]) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
-    launch()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1e3
-
-
-def _by_host(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
+def _timed(launch: Callable[[], None], on: torch.device) -> float:
+    """Seconds on the device; the work is issued while the same is still at work there."""
+    if on.type != "cuda":
+        start = time.perf_counter()
+        launch()
+        return time.perf_counter() - start
+    with torch.cuda.device(on):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        launch()
+        begin.record()
+        launch()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
