@@ -28,7 +28,7 @@ from ebm_energies import Gaussian
 from ebm_models import MLPEnergy
 from ebm_samplers import LangevinDynamics
 
-WIDTHS, DIMENSIONS = (8, 16, 32, 64, 96), (4, 16, 32, 64, 128)
+WIDTHS, DIMENSIONS = (8, 16, 32, 64, 128, 192), (4, 16, 32, 64, 128)
 CHAINS = (100, 1_000, 10_000, 100_000)
 STEPS = 64
 
