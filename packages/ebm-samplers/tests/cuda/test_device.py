@@ -26,6 +26,7 @@ from ebm_samplers.noise import fill_normals, fill_uniforms
 pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA DEVICE: nothing was tested"),
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),
 ]
 STEP = {"rosenbrock": 1e-4, "mixture": 0.01, "dense gaussian": 0.01, "logistic": 0.002}
 SAMPLERS = {
@@ -160,6 +161,7 @@ def test_samplers_refuse_to_be_captured():
     x = torch.randn(10, 2, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with pytest.raises(ConfigurationError, match="captured"), torch.cuda.graph(graph):
+        x + 1  # an empty graph would be warned of, and never end
         sampler.sample_chain(x, 5)
 
 
@@ -191,7 +193,7 @@ def test_auto_takes_what_is_quicker(monkeypatch, tmp_path):
             taken[width, turn] = LangevinDynamics(energy, 0.01).explain(x).engine
             assert len(found) == n_tried
         assert taken[width, 0] == taken[width, 1]
-    assert len(captured) >= 2  # the kernel's and torch's; explanations capture others
+    assert len(captured) == 2  # the kernel's and torch's
     assert not graph.failed()
     of_kernel, of_torch = found[0]
     assert 1e-7 < of_kernel < 1e-2

@@ -321,11 +321,16 @@ def test_local_memory_has_a_limit(on_cuda, clock, monkeypatch):
     _, asked = clock
     x = torch.zeros(5, 2)
     monkeypatch.setattr(CudaEnergy, "_most_local", 3000.0)
-    assert LangevinDynamics(perceptron(100), 0.01).explain(x).engine == "fused"
+    assert LangevinDynamics(perceptron(20), 0.01).explain(x).engine == "fused"
+    assert NUTS(perceptron(20), 0.01).explain(x).engine == "fused"
+    monkeypatch.setattr(CudaEnergy, "_most_local", 600.0)
+    assert LangevinDynamics(perceptron(20), 0.01).explain(x).engine == "fused"
+    assert NUTS(perceptron(20), 0.01).explain(x).engine == "torch"  # a tree takes more
+    monkeypatch.setattr(CudaEnergy, "_most_local", 3000.0)
     explanation = LangevinDynamics(perceptron(300), 0.01).explain(x)
     assert explanation.engine == "torch"
     assert "bytes of local memory, and with more than 3,000" in str(explanation)
-    assert len(asked) == 1
+    assert not asked
 
 
 def test_small_and_large_energies_are_not_tried(on_cuda, clock, monkeypatch):

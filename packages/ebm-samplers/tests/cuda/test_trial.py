@@ -37,6 +37,7 @@ def device(monkeypatch):
     monkeypatch.setattr(EmulatedGraph, "may_fail", False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda on: "a device")
     monkeypatch.setattr(trial, "_timed", timed)
+    monkeypatch.setattr(trial, "CLEAR", math.inf)
     monkeypatch.setattr(trial, "_found", {})
 
 
@@ -86,6 +87,21 @@ def test_where_torch_fails_its_kernel_is_quicker(device, error, tmp_path):
     assert not list(tmp_path.iterdir())  # other processes may have more memory
 
 
+def test_where_one_is_far_quicker_once_is_enough(device, monkeypatch):
+    times = iter((1.0, 3.9, 1.1, 5.0, 1.0, 4.1))
+    monkeypatch.setattr(trial, "_timed", lambda launch, on: next(times))
+    monkeypatch.setattr(trial, "CLEAR", 4.0)
+    monkeypatch.setattr(trial, "LAUNCHES", 2)
+    assert seconds(idle, idle, DEVICE) == (1 / EVALUATIONS, 3.9 / EVALUATIONS)
+    assert seconds(idle, idle, DEVICE) == (1 / EVALUATIONS, 4.1 / EVALUATIONS)
+
+
+def test_a_kernel_that_cannot_be_captured_is_not_compared(device, tmp_path):
+    found = tried("a", torch.ones(()).item, idle, 100, DEVICE)
+    assert found.torch == math.inf > found.kernel
+    assert not list(tmp_path.iterdir())
+
+
 def test_where_the_kernel_fails_there_is_no_choice(device):
     def work():
         raise CannotFuse("its kernel does not run")
@@ -131,6 +147,27 @@ def test_the_first_of_several_processes_decides(device, monkeypatch):
 
     monkeypatch.setattr(trial, "seconds", meanwhile)
     assert tried("a", "kernel", "torch", 100, DEVICE)[:2] == (1, 2)
+
+
+def test_a_damaged_verdict_is_found_anew(device, monkeypatch, tmp_path):
+    given(monkeypatch, (1.0, 2.0), (2.0, 1.0))
+    tried("a", "kernel", "torch", 100, DEVICE)
+    (path,) = tmp_path.glob("fused_*.bin")
+    path.write_bytes(path.read_bytes()[:-5])
+    for _ in range(2):
+        trial._found.clear()
+        assert tried("a", "kernel", "torch", 100, DEVICE)[:2] == (2, 1)
+
+
+def test_verdicts_are_kept_where_there_are_no_links(device, monkeypatch):
+    def refused(*names):
+        raise PermissionError
+
+    monkeypatch.setattr("os.link", refused)
+    given(monkeypatch, (1.0, 2.0))
+    for _ in range(2):
+        trial._found.clear()
+        assert tried("a", "kernel", "torch", 100, DEVICE)[:2] == (1, 2)
 
 
 def test_after_a_failed_capture_a_trial_is_of_this_process(device, monkeypatch, tmp_path):

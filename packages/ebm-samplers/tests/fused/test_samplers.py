@@ -82,26 +82,6 @@ def test_torch_runs_where_its_batches_are_quicker():
     assert "torch's batches are quicker with 4,096 chains" in many.reason
 
 
-def test_energies_are_compared_in_full_precision():
-    seen, x = [], torch.arange(15.0).reshape(5, 3)
-
-    def energy(x):
-        seen.append(torch.get_float32_matmul_precision())
-        return x.square().sum(1)
-
-    sampler = MALA(energy, 0.1)
-    preferred = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        assert sampler.explain(x).engine == "fused"
-        seen.clear()
-        sampler.sample_chain(x, 2)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(preferred)
-    assert seen == ["highest"]
-
-
 def test_an_explanation():
     energy = DoubleWell()
     sampler = MALA(energy, 0.1)

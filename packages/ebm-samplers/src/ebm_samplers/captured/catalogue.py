@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ebm_core import EnergyFunction
-from ebm_samplers.captured.graph import CannotCapture, first_line
+from ebm_samplers.captured.graph import CannotCapture, failed, first_line
 from ebm_samplers.captured.recording import Recording, Settings
 
 if TYPE_CHECKING:
@@ -50,8 +50,11 @@ def without_graphs() -> Iterator[None]:
 
 
 def graphs_wanted() -> bool:
-    """Whether steps may be captured now: `without_graphs` and autocast stand against it."""
-    return _wanted and not torch.is_autocast_enabled("cuda")
+    """Whether steps may be captured now.
+
+    `without_graphs` stands against it, and autocast, and a capture that failed.
+    """
+    return _wanted and not torch.is_autocast_enabled("cuda") and not failed()
 
 
 class Catalogue:

@@ -2,8 +2,9 @@
 """Work on a CUDA device that is issued once and launched many times."""
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Graph:
             capture_error_mode="thread_local",  # other threads may go on using devices
         )
         try:
-            with torch.cuda.device(on), _nothing_is_unloaded(on), capturing:
+            with torch.cuda.device(on), _nothing_is_freed(on), capturing:
                 self.result = body()
         except BaseException as error:
             _failed.append(self._graph)
@@ -121,11 +122,17 @@ def rehearsing(stream: Any, strictly: bool) -> Iterator[None]:
     try:
         with torch.cuda.stream(stream):
             if strictly:
-                torch.cuda.set_sync_debug_mode("error")
+                _set_debug_mode("error")
             yield
     finally:
-        torch.cuda.set_sync_debug_mode(mode)
+        _set_debug_mode(mode)
         before.wait_stream(stream)
+
+
+def _set_debug_mode(mode: Any) -> None:
+    with warnings.catch_warnings():  # torch says once that this is a prototype
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 class Inputs(TorchDispatchMode):
@@ -168,15 +175,19 @@ class Inputs(TorchDispatchMode):
 
 
 @contextmanager
-def _nothing_is_unloaded(on: torch.device) -> Iterator[None]:
-    """Numba unloads kernels that are gone, which a capture would not survive: not now."""
-    from ebm_samplers.fused.cuda._backend import numba_cuda
+def _nothing_is_freed(on: torch.device) -> Iterator[None]:
+    """Garbage may hold events and memory of Numba's, and a capture does not survive their end."""
+    from ebm_samplers.fused.cuda._backend import CudaUnavailableError, numba_cuda
     from ebm_samplers.fused.cuda.launch import current
 
     collects = gc.isenabled()
     gc.disable()
     try:
-        with current(on), numba_cuda().defer_cleanup():
+        with ExitStack() as stack:
+            with suppress(CudaUnavailableError):  # graphs need it for random numbers alone
+                numba = numba_cuda()
+                stack.enter_context(current(on))
+                stack.enter_context(numba.defer_cleanup())
             yield
     finally:
         if collects:

@@ -3,9 +3,9 @@
 A file is named by a hash of all that its code depends on: the text of the generated module, the
 sources of the functions that it calls, the versions of Python, Numba and LLVM, and the CPU; so it
 can never be stale. It begins with a hash of its own content; one that was cut off or damaged counts
-as absent, and is written again. Files come into being whole, by a rename, so that processes do not
-disturb one another. The folder belongs to the user alone. Where it cannot be used, kernels live in
-memory, after one warning.
+as absent, and is written again. Files come into being whole, as links or by a rename, so that
+processes do not disturb one another. The folder belongs to the user alone. Where it cannot be used,
+kernels live in memory, after one warning.
 """
 
 import functools
@@ -16,7 +16,6 @@ import platform
 import sys
 import tempfile
 import warnings
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def write(key: str, about: dict[str, Any], code: bytes, replace: bool = True) ->
         key: The name.
         about: What is to be known.
         code: Machine code.
-        replace: Whether to write over what another process has written meanwhile.
+        replace: Whether to write over what another process has written whole meanwhile.
     """
     rest = json.dumps(about).encode() + b"\n" + code
     try:
@@ -90,15 +89,24 @@ def write(key: str, about: dict[str, Any], code: bytes, replace: bool = True) ->
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(_digest(rest) + b"\n" + rest)
-            if replace:
+            if replace or not _linked(Path(temporary), folder / f"fused_{key}.bin"):
                 os.replace(temporary, folder / f"fused_{key}.bin")
-            else:
-                with suppress(FileExistsError):
-                    os.link(temporary, folder / f"fused_{key}.bin")
         finally:
             Path(temporary).unlink(missing_ok=True)
     except OSError as error:
         _warn(error)
+
+
+def _linked(temporary: Path, final: Path) -> bool:
+    """Give a file its name unless another is there, and whole; False if it has still to be moved.
+
+    Without links (on some network drives) the last of two processes decides.
+    """
+    try:
+        os.link(temporary, final)
+    except OSError:
+        return read(final.stem.removeprefix("fused_")) is not None
+    return True
 
 
 def _digest(content: bytes) -> bytes:

@@ -22,6 +22,7 @@ from ebm_core.energy import EnergyFunction, evaluation_mode
 from ebm_samplers.fused.arrays import Array
 from ebm_samplers.fused.engine import FusedEnergy, Run
 from ebm_samplers.fused.native import COMPILING
+from ebm_samplers.fused.precision import exact_products
 from ebm_samplers.fused.trace import CannotFuse
 from ebm_samplers.fused.trainable import TrainableEnergy, Training
 
@@ -275,14 +276,8 @@ def alike(states: Any) -> bool:
 
 def exactly(function: Callable[[Tensor], T], x: Tensor) -> T:
     """Call it with float32 products in float32, as in kernels, whatever the user prefers."""
-    preferred = torch.get_float32_matmul_precision()
-    if preferred == "highest":
+    with exact_products():
         return function(x)
-    torch.set_float32_matmul_precision("highest")
-    try:
-        return function(x)
-    finally:
-        torch.set_float32_matmul_precision(preferred)
 
 
 def _require_close(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int) -> None:

@@ -18,6 +18,7 @@ from ebm_samplers.fused.cuda.source import device_source
 from ebm_samplers.fused.cuda.trial import Trial, tried
 from ebm_samplers.fused.engine import FusedEnergy, Launch, Run, Slots
 from ebm_samplers.fused.kernels import CARRIED, STATISTICS, USUAL
+from ebm_samplers.fused.precision import preferred_precision
 from ebm_samplers.fused.trace import CannotFuse
 
 OPERATIONS, OPERATION = 1e12, 3e-9
@@ -70,7 +71,7 @@ class CudaEnergy(FusedEnergy):
         self._unit: Tensor = self._full((1, self.size), 1)
         self._nothing: Tensor = self._full((0, 0, self.size), 1)
         self._known_offset: tuple[Tensor | None, float] = None, 0.0
-        self._trials: dict[tuple[str, int], Trial] = {}  # by sampler, and bits of the number
+        self._trials: dict[Any, Trial] = {}  # by sampler, bits of the number, and precision
         self.wait()  # they are for all streams
 
     def lanes(self, n_chains: int) -> int:
@@ -226,16 +227,17 @@ class CudaEnergy(FusedEnergy):
                 f"{MOST:,} many threads at each are quicker than one"
             )
         kernel = self.kernel(sampler, 1)
-        local = kernel.space["ROWS"] * x.element_size()
+        numbers = sum(kernel.space[name] for name in ("ROWS", "NORMALS", "UNIFORMS", "STACK"))
+        local = numbers * x.element_size()
         if local > self._most_local:
             return (
                 f"each thread would take {local:,} bytes of local memory, and with more than "
-                f"{self._most_local:,.0f} all of them could fill the device's"
+                f"{self._most_local:,.0f} all of them could fill an eighth of the device's memory"
             )
         if self.n_operations <= UNTRIED or sampler == "nuts" or not graphs_wanted():
             return None
         x = x[:MOST_STATES]
-        about = sampler, len(x).bit_length()
+        about = sampler, len(x).bit_length(), preferred_precision()
         if about not in self._trials:
             p, offset = self.parameters(sampler, 1)
             run = {"n_steps": 0, "step_size": 0.0, "key": 0, "parameters": p, "offset": offset}

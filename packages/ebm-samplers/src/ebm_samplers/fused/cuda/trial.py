@@ -22,12 +22,16 @@ import torch
 from ebm_samplers.captured import graph as graphs
 from ebm_samplers.captured.graph import CannotCapture
 from ebm_samplers.fused import cache
+from ebm_samplers.fused.precision import preferred_precision
 
 EVALUATIONS = 8
 """Of a graph, so that its own launch counts for little."""
 
 LAUNCHES = 5
 """Of each graph that are timed; the shortest counts."""
+
+CLEAR = 4.0
+"""So many times as quick in its first launch, an engine needs no others."""
 
 
 class Trial(NamedTuple):
@@ -86,7 +90,7 @@ def tried(
 def environment(on: torch.device) -> tuple[str, ...]:
     """All that a trial depends on beside the energy and the states."""
     where = torch.cuda.get_device_name(on) if on.type == "cuda" else "simulator"
-    return where, torch.__version__, torch.get_float32_matmul_precision(), *_versions()
+    return where, torch.__version__, *preferred_precision(), *_versions()
 
 
 @functools.cache
@@ -104,28 +108,39 @@ def seconds(
     """What an evaluation takes each of the two, once it was issued.
 
     Both issue work on the current stream. Where the second fails, for lack of memory for example,
-    it takes infinitely long. On a CPU, where kernels are simulated, the host's clock tells.
+    it takes infinitely long, as it does where the first cannot be captured. On a CPU, where kernels
+    are simulated, the host's clock tells.
     """
     kernel()  # compiles it
-    launches = [_captured(kernel, on)]
+    by_kernel = _captured(kernel, on)
+    if by_kernel is None:  # with what is issued anew no graph can be compared
+        return 0.0, math.inf
     try:
         other()
-        launches.append(_captured(other, on))
-        launches[-1]()
+        by_torch = _captured(other, on) or _again(other)
+        by_torch()
     except Exception:  # whatever torch met, the kernel has not
         return 0.0, math.inf
-    times = [[_timed(launch, on) for launch in launches] for _ in range(LAUNCHES)]
+    times: list[list[float]] = []
+    while len(times) < LAUNCHES and not (times and max(times[0]) > CLEAR * min(times[0])):
+        times.append([_timed(launch, on) for launch in (by_kernel, by_torch)])
     of_kernel, of_other = (min(column) / EVALUATIONS for column in zip(*times, strict=True))
     return of_kernel, of_other
 
 
-def _captured(work: Callable[[], object], on: torch.device) -> Callable[[], None]:
-    """Does the work some times: by launching a graph if that can be, else anew."""
+def _again(work: Callable[[], object]) -> Callable[[], None]:
+    """Does the work some times by issuing it anew."""
 
     def again() -> None:
         for _ in range(EVALUATIONS):
             work()
 
+    return again
+
+
+def _captured(work: Callable[[], object], on: torch.device) -> Callable[[], None] | None:
+    """Does the work some times by launching a graph; None if that cannot be."""
+    again = _again(work)
     if on.type != "cuda":
         return again
     stream = graphs.capture_stream(on)
@@ -133,11 +148,11 @@ def _captured(work: Callable[[], object], on: torch.device) -> Callable[[], None
         with graphs.rehearsing(stream, strictly=True), graphs.Inputs():
             work()
     except Exception:  # of any kind: a capture that fails would be torch's last
-        return again
+        return None
     try:
         return graphs.Graph(again, stream, graphs.memory_pool()).launch
     except CannotCapture:
-        return again
+        return None
 
 
 def _timed(launch: Callable[[], None], on: torch.device) -> float:

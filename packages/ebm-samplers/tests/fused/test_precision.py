@@ -1,0 +1,80 @@
+"""Energies are compared in float32, however users let torch make products."""
+
+import pytest
+import torch
+
+from ebm_samplers import MALA
+from ebm_samplers.fused.precision import exact_products, preferred_precision
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*API:UserWarning")
+BACKENDS = torch.backends
+CHOICES = {
+    "nothing": lambda: None,
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "all": lambda: setattr(BACKENDS, "fp32_precision", "tf32"),
+    "oneDNN": lambda: setattr(BACKENDS.mkldnn, "fp32_precision", "bf16"),
+    "its products": lambda: setattr(BACKENDS.mkldnn.matmul, "fp32_precision", "bf16"),
+    "cuBLAS": lambda: setattr(BACKENDS.cuda.matmul, "fp32_precision", "tf32"),
+}
+PLACES = (BACKENDS, BACKENDS.mkldnn, BACKENDS.mkldnn.matmul, BACKENDS.cuda.matmul)
+pytestmark = [
+    pytestmark,
+    pytest.mark.skipif(not hasattr(BACKENDS, "fp32_precision"), reason="torch 2.8 has one way"),
+]
+
+
+def state():
+    return [place.fp32_precision for place in PLACES]
+
+
+@pytest.fixture(params=CHOICES)
+def choice(request):
+    before = state()
+    assert preferred_precision() == ("highest",)
+    CHOICES[request.param]()
+    yield request.param
+    if request.param in ("high", "medium"):
+        torch.set_float32_matmul_precision("highest")
+    for place, was in zip(PLACES, before, strict=True):
+        place.fp32_precision = was
+    assert preferred_precision() == ("highest",)
+
+
+def test_comparisons_are_exact_and_leave_the_choice(choice):
+    seen, x, chosen = [], torch.arange(15.0).reshape(5, 3), state()
+
+    def energy(x):
+        seen.append(state())
+        return x.square().sum(1)
+
+    sampler = MALA(energy, 0.1)
+    assert sampler.explain(x).engine == "fused"
+    seen.clear()
+    sampler.sample_chain(x, 2)
+    assert seen
+    assert set().union(*(now[2:] for now in seen)) <= {"none", "ieee"}
+    assert state() == chosen
+
+
+def test_what_inherits_goes_on_to_inherit():
+    BACKENDS.fp32_precision = "tf32"
+    try:
+        with exact_products():
+            assert preferred_precision() == ("highest",)
+        assert BACKENDS.mkldnn.matmul.fp32_precision == "tf32"
+    finally:
+        BACKENDS.fp32_precision = "none"
+    assert BACKENDS.mkldnn.matmul.fp32_precision == "none"
+
+
+def test_products_are_exact():
+    """Where the processor has bfloat16, oneDNN takes it as it is told; else this cannot fail."""
+    a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with exact_products():
+            have = torch.nn.functional.linear(a, b)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    torch.testing.assert_close(have, (a.double() @ b.double().T).float(), rtol=0, atol=1e-4)
