@@ -6,7 +6,6 @@ import torch
 from ebm_samplers import MALA
 from ebm_samplers.fused.precision import exact_products, preferred_precision
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*API:UserWarning")
 BACKENDS = torch.backends
 CHOICES = {
     "nothing": lambda: None,
@@ -19,7 +18,7 @@ CHOICES = {
 }
 PLACES = (BACKENDS, BACKENDS.mkldnn, BACKENDS.mkldnn.matmul, BACKENDS.cuda.matmul)
 pytestmark = [
-    pytestmark,
+    pytest.mark.filterwarnings("ignore:.*API:UserWarning"),
     pytest.mark.skipif(not hasattr(BACKENDS, "fp32_precision"), reason="torch 2.8 has one way"),
 ]
 
@@ -28,20 +27,22 @@ def state():
     return [place.fp32_precision for place in PLACES]
 
 
-@pytest.fixture(params=CHOICES)
-def choice(request):
-    before = state()
-    assert preferred_precision() == ("highest",)
-    CHOICES[request.param]()
-    yield request.param
-    if request.param in ("high", "medium"):
-        torch.set_float32_matmul_precision("highest")
-    for place, was in zip(PLACES, before, strict=True):
-        place.fp32_precision = was
+@pytest.fixture(autouse=True)
+def fresh():
+    """As in a new process: what was set once by the older way does not inherit."""
+    torch.set_float32_matmul_precision("highest")
+    for place in PLACES:
+        place.fp32_precision = "none"
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for place in PLACES:
+        place.fp32_precision = "none"
     assert preferred_precision() == ("highest",)
 
 
+@pytest.mark.parametrize("choice", CHOICES)
 def test_comparisons_are_exact_and_leave_the_choice(choice):
+    CHOICES[choice]()
     seen, x, chosen = [], torch.arange(15.0).reshape(5, 3), state()
 
     def energy(x):
@@ -59,12 +60,10 @@ def test_comparisons_are_exact_and_leave_the_choice(choice):
 
 def test_what_inherits_goes_on_to_inherit():
     BACKENDS.fp32_precision = "tf32"
-    try:
-        with exact_products():
-            assert preferred_precision() == ("highest",)
-        assert BACKENDS.mkldnn.matmul.fp32_precision == "tf32"
-    finally:
-        BACKENDS.fp32_precision = "none"
+    with exact_products():
+        assert preferred_precision() == ("highest",)
+    assert BACKENDS.mkldnn.matmul.fp32_precision == "tf32"
+    BACKENDS.fp32_precision = "none"
     assert BACKENDS.mkldnn.matmul.fp32_precision == "none"
 
 
@@ -72,9 +71,6 @@ def test_products_are_exact():
     """Where the processor has bfloat16, oneDNN takes it as it is told; else this cannot fail."""
     a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
     torch.set_float32_matmul_precision("medium")
-    try:
-        with exact_products():
-            have = torch.nn.functional.linear(a, b)
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    with exact_products():
+        have = torch.nn.functional.linear(a, b)
     torch.testing.assert_close(have, (a.double() @ b.double().T).float(), rtol=0, atol=1e-4)
