@@ -1,6 +1,7 @@
 """How long graphs, their memory and what they hold live."""
 
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -13,7 +14,7 @@ from ebm_core import as_energy
 from ebm_samplers import (
     MALA,
 )
-from ebm_samplers.captured import CapturedChains
+from ebm_samplers.captured import CapturedChains, graph
 from ebm_samplers.captured.catalogue import _catalogues
 from ebm_samplers.captured.noise import PlacedNoise
 from ebm_samplers.chains import TorchChains
@@ -168,3 +169,28 @@ def test_memory_that_is_read_is_held():
     (catalogue,) = (c for s, c in _catalogues.items() if s is captured)
     (recording,) = catalogue._recordings.values()
     assert old in {tensor.data_ptr() for tensor in recording._inputs}
+
+
+@pytest.mark.parametrize("collects", (True, False))
+def test_nothing_is_collected_in_a_capture(collects):
+    collected = gc.isenabled()
+    (gc.enable if collects else gc.disable)()
+    try:
+        with pytest.raises(KeyError), graph._nothing_is_freed(torch.device("cpu")):
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if collected else gc.disable)()
+
+
+def test_a_strict_rehearsal_is_no_warning(monkeypatch):
+    modes = []
+
+    def set_mode(mode):
+        modes.append(mode)
+        warnings.warn("a prototype feature", UserWarning, stacklevel=2)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    graph._set_debug_mode("error")
+    assert modes == ["error"]

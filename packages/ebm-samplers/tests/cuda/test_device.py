@@ -174,7 +174,6 @@ class Looking(LangevinDynamics):
 def test_auto_takes_what_is_quicker(monkeypatch, tmp_path):
     """A narrow network's kernel is; in between, what a trial has found is taken again."""
     monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(trial, "_found", {})
     found, captured = [], []
     monkeypatch.setattr(trial, "seconds", lambda *how: found.append(seconds(*how)) or found[-1])
     original = graph.Graph

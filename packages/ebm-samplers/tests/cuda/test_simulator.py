@@ -277,7 +277,6 @@ def clock(monkeypatch, tmp_path):
         return tuple(found)
 
     monkeypatch.setattr(trial, "seconds", seconds)
-    monkeypatch.setattr(trial, "_found", {})
     return found, asked
 
 
@@ -304,12 +303,18 @@ def test_auto_takes_what_a_trial_found_quicker(on_cuda, clock):
     assert len(asked) == 3
 
 
-def test_torch_without_graphs_is_not_asked(on_cuda, clock):
+def test_torch_without_graphs_is_not_asked(on_cuda, clock, monkeypatch):
     found, asked = clock
     found.reverse()
     x, energy = torch.zeros(5, 2), perceptron(300)
     assert NUTS(energy, 0.01).explain(x).engine == "fused"
     with without_graphs():
+        assert LangevinDynamics(energy, 0.01).explain(x).engine == "fused"
+    with monkeypatch.context() as context:
+        context.setattr("ebm_samplers.captured.graph._failed", ["a graph"])
+        assert LangevinDynamics(energy, 0.01).explain(x).engine == "fused"
+    with monkeypatch.context() as context:
+        context.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
         assert LangevinDynamics(energy, 0.01).explain(x).engine == "fused"
     assert not asked
     assert LangevinDynamics(energy, 0.01).explain(x).engine == "torch"
@@ -347,7 +352,6 @@ def test_small_and_large_energies_are_not_tried(on_cuda, clock, monkeypatch):
 def test_a_trial_times_both(on_cuda, monkeypatch, tmp_path):
     """Simulated kernels are slow indeed."""
     monkeypatch.setenv("EBM_SAMPLERS_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("ebm_samplers.fused.cuda.trial._found", {})
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     explanation = LangevinDynamics(perceptron(300), 0.01).explain(x)
     assert explanation.engine == "torch"

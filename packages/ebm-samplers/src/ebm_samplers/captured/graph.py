@@ -176,7 +176,7 @@ class Inputs(TorchDispatchMode):
 
 @contextmanager
 def _nothing_is_freed(on: torch.device) -> Iterator[None]:
-    """Garbage may hold events and memory of Numba's, and a capture does not survive their end."""
+    """Garbage may hold events and memory of Numba's, and to end these may end a capture."""
     from ebm_samplers.fused.cuda._backend import CudaUnavailableError, numba_cuda
     from ebm_samplers.fused.cuda.launch import current
 

@@ -463,13 +463,7 @@ class FusedEnergy:
         return bool(np.dot(flags, flags) > 0)
 
     def slower(self, energy: EnergyFunction, x: Tensor, sampler: str) -> str | None:
-        """Why torch would be quicker for states ``x``; None if it would not.
-
-        Args:
-            energy: Whose kernels these are.
-            x: States, ``(chain, *event)``.
-            sampler: Whose kernel, see `kernel`.
-        """
+        """Why torch would be quicker than a sampler's kernel for states ``x``; None if not."""
         return too_large(self.n_operations, len(x))
 
     def seconds(self, n_chains: int) -> float:

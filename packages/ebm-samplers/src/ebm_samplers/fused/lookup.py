@@ -7,11 +7,10 @@ the energy again. A kernel that is new is compared more thoroughly: on states th
 batch, gradients too. So an energy that mixes the states of a batch has no kernel.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,8 +24,6 @@ from ebm_samplers.fused.native import COMPILING
 from ebm_samplers.fused.precision import exact_products
 from ebm_samplers.fused.trace import CannotFuse
 from ebm_samplers.fused.trainable import TrainableEnergy, Training
-
-T = TypeVar("T")
 
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
 """How far energies of kernel and torch may be apart, relative to 1 + |E - offset|; gradients ten
@@ -223,7 +220,8 @@ def compared(
         _compare_thoroughly(fused, energy, x, sampler, lanes)
     elif alike(fused.flat(first)):
         _compare_elsewhere(fused, energy, x, sampler, lanes)
-    want = exactly(fused.probe(energy), first)
+    with exact_products():
+        want = fused.probe(energy)(first)
     if begin is None:
         run = fused.start(fused.flat(x), sampler, lanes, p, offset)
     else:
@@ -243,7 +241,8 @@ def _compare_thoroughly(
     states = torch.cat([x, _neighbours(x)])
     p, offset = fused.parameters(sampler, lanes)
     run = fused.start(fused.flat(states), sampler, lanes, p, offset)
-    want, slopes = exactly(functools.partial(fused.wanted, energy), states)
+    with exact_products():
+        want, slopes = fused.wanted(energy, states)
     _require_close(fused, run, offset, want, len(states))
     tolerance = 10 * TOLERANCE[fused.dtype]
     largest = [max((abs(n) for n in row if math.isfinite(n)), default=0.0) for row in slopes]
@@ -266,18 +265,14 @@ def _compare_elsewhere(
     states = _neighbours(x)
     p, offset = fused.parameters(sampler, lanes)
     run = fused.start(fused.flat(states), sampler, lanes, p, offset)
-    _require_close(fused, run, offset, exactly(fused.probe(energy), states), len(states))
+    with exact_products():
+        want = fused.probe(energy)(states)
+    _require_close(fused, run, offset, want, len(states))
 
 
 def alike(states: Any) -> bool:
     """Whether all are the same state; mostly the first and the last tell."""
     return bool((states[0] == states[-1]).all() and (states == states[:1]).all())
-
-
-def exactly(function: Callable[[Tensor], T], x: Tensor) -> T:
-    """Call it with float32 products in float32, as in kernels, whatever the user prefers."""
-    with exact_products():
-        return function(x)
 
 
 def _require_close(fused: FusedEnergy, run: Run, offset: float, expected: Tensor, n: int) -> None:

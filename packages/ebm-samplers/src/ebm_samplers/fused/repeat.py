@@ -21,8 +21,9 @@ from ebm_samplers.acceptance import RESOLUTION
 from ebm_samplers.fused.arrays import column, plain
 from ebm_samplers.fused.engine import FusedEnergy, Launch
 from ebm_samplers.fused.kernel import address
-from ebm_samplers.fused.lookup import STATES, agree, alike, exactly
+from ebm_samplers.fused.lookup import STATES, agree, alike
 from ebm_samplers.fused.noise import fill_rows
+from ebm_samplers.fused.precision import exact_products
 from ebm_samplers.fused.trace import CannotFuse
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ class Repeat:
         first = x if n == self.shape[0] else x[:n]
         if n > 1 and alike(fused.flat(first)):
             return False  # looked at more closely
-        expected = exactly(self.energy, first)
+        with exact_products():
+            expected = self.energy(first)
         launch()
         fine = not self.wild.dot(self.wild) and agree(fused, self.began, given["offset"], expected)
         return fine and (not sampler.adjusted or self._is_resolved())

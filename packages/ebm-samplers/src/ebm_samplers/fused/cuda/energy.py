@@ -25,17 +25,18 @@ OPERATIONS, OPERATION = 1e12, 3e-9
 """Scalar operations a second of all threads together, and seconds of one in a thread: guesses."""
 
 UNTRIED = 2_000
-"""Scalar operations up to which a kernel is taken untried: a thread has done them before torch's
-kernels, of some microseconds each, are through."""
+"""Scalar operations up to which a kernel is taken untried, since torch has some twenty kernels to
+launch for them: a guess, and a small one."""
 
 MOST = 400_000
-"""Scalar operations beyond which it is not tried: a thread would take about a millisecond."""
+"""Scalar operations beyond which it is not tried: with `OPERATION` a thread would take a
+millisecond."""
 
 LOCAL_SHARE = 1 / 8
 """Of a device's memory, which drivers may set aside for the local memory of all its threads."""
 
 MOST_STATES = 2**18
-"""States of a trial, which takes their time and memory: with more, both engines take longer."""
+"""States of a trial, so that its time and memory are bounded."""
 
 LARGEST_STATE = 128
 """Elements of a state that a thread may hold; beyond, torch's batches are left to it."""
@@ -218,8 +219,8 @@ class CudaEnergy(FusedEnergy):
     def slower(self, energy: EnergyFunction, x: Tensor, sampler: str) -> str | None:
         """Why torch would be quicker, in CUDA graphs: found out once for about so many chains.
 
-        Where torch would issue step by step, which costs its host more than most kernels take, it
-        is not asked: without graphs, and by NUTS, whose steps look at the device.
+        Where torch would issue step by step, it is not asked: without graphs, and by NUTS, whose
+        steps look at what the device found.
         """
         if self.n_operations > MOST:
             return (

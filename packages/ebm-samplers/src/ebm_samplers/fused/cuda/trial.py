@@ -6,7 +6,7 @@ energy and its gradient at the start states, each in a CUDA graph of its own, as
 steps are. Where torch's work cannot be captured it is issued anew each time, as the steps would be.
 
 What was found is kept on disk beside machine code: later processes on this machine take the same
-engine, so that runs that are resumed, or done again, have the same bits.
+engine, so that a run that is resumed, or done again, is on the same one.
 """
 
 import functools
@@ -54,9 +54,6 @@ class Trial(NamedTuple):
         )
 
 
-_found: dict[str, Trial] = {}
-
-
 def tried(
     about: str,
     kernel: Callable[[], object],
@@ -75,16 +72,15 @@ def tried(
     """
     chains = str(n_chains.bit_length())
     key = cache.key("\0".join(("trial", *environment(on), chains, about)))
-    if key not in _found:
-        known = cache.read(key)
-        if known is None:
-            trial = Trial(*seconds(kernel, other, on), n_chains)
-            # what failed, or could not be captured after another failure, tells of this process
-            if math.isfinite(trial.torch) and not graphs.failed():
-                cache.write(key, trial._asdict(), b"", replace=False)
-                known = cache.read(key)  # another process may have been the first
-        _found[key] = trial if known is None else Trial(**known[0])
-    return _found[key]
+    known = cache.read(key)
+    if known is None:
+        trial = Trial(*seconds(kernel, other, on), n_chains)
+        # what failed, or could not be captured after another failure, tells of this process
+        if not math.isfinite(trial.torch) or graphs.failed():
+            return trial
+        cache.write(key, trial._asdict(), b"", replace=False)
+        known = cache.read(key) or (trial._asdict(), b"")  # another may have been the first
+    return Trial(**known[0])
 
 
 def environment(on: torch.device) -> tuple[str, ...]:
