@@ -1,6 +1,9 @@
 """CUDA kernels, run as Python by numba.cuda's simulator, against the CPU's: `nox -s cudasim`."""
 
+import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -327,15 +330,24 @@ def test_local_memory_has_a_limit(on_cuda, clock, monkeypatch):
     x = torch.zeros(5, 2)
     monkeypatch.setattr(CudaEnergy, "_most_local", 3000.0)
     assert LangevinDynamics(perceptron(20), 0.01).explain(x).engine == "fused"
-    assert NUTS(perceptron(20), 0.01).explain(x).engine == "fused"
-    monkeypatch.setattr(CudaEnergy, "_most_local", 600.0)
-    assert LangevinDynamics(perceptron(20), 0.01).explain(x).engine == "fused"
-    assert NUTS(perceptron(20), 0.01).explain(x).engine == "torch"  # a tree takes more
-    monkeypatch.setattr(CudaEnergy, "_most_local", 3000.0)
     explanation = LangevinDynamics(perceptron(300), 0.01).explain(x)
     assert explanation.engine == "torch"
     assert "bytes of local memory, and with more than 3,000" in str(explanation)
     assert not asked
+
+
+@pytest.mark.parametrize(("sampler", "make"), (("langevin", LangevinDynamics), ("nuts", NUTS)))
+def test_local_memory_is_that_of_the_compiled_kernel(on_cuda, monkeypatch, sampler, make):
+    """As nox -s ptx recorded it."""
+    from ebm_samplers.fused.cuda.energy import CudaEnergy
+
+    recorded = json.loads((Path(__file__).parent / "resources.json").read_text())
+    monkeypatch.setattr(CudaEnergy, "_most_local", 1.0)
+    target, shape = TARGETS["perceptron"]
+    explanation = make(target(torch.float32), 0.01).explain(torch.zeros(5, *shape))
+    (told,) = re.findall(r"take ([\d,]+) bytes", str(explanation))
+    stack = recorded[f"sm_90 perceptron {sampler}"]["stack"]
+    assert abs(stack - int(told.replace(",", ""))) <= 16  # uniforms that are not used, and the like
 
 
 def test_small_and_large_energies_are_not_tried(on_cuda, clock, monkeypatch):
