@@ -113,19 +113,21 @@ def demo_quick(session: nox.Session) -> None:
 
 @nox.session(requires=["build"])
 def ptx(session: nox.Session) -> None:
-    """CUDA kernels compiled for devices, without one (`-- --record`: write the table of limits)."""
+    """CUDA kernels compiled, and their PTX run on the CPU (`-- --record`: the table of limits)."""
     install_cuda(session)
     if session.posargs == ["--record"]:
         session.run("python", str(CUDA_TESTS / "resources.py"))
     else:
-        session.run("pytest", *BY_TEST, str(CUDA_TESTS / "test_ptx.py"), *session.posargs, env=PTX)
+        names = ("ptx", "kernels", "emulated", "compiled")
+        tests = (str(CUDA_TESTS / f"test_{name}.py") for name in names)
+        session.run("pytest", *BY_TEST, *tests, *session.posargs, env=PTX)
 
 
 @nox.session(requires=["build"])
 def cudasim(session: nox.Session) -> None:
     """CUDA kernels run by numba.cuda's simulator, against the CPU's."""
     install_cuda(session)
-    tests = str(CUDA_TESTS / "test_simulator.py")
+    tests = str(CUDA_TESTS / "test_kernels.py")
     session.run("pytest", *BY_TEST, tests, *session.posargs, env=SIMULATOR)
 
 

@@ -225,14 +225,18 @@ def _joined(statements: list[ast.stmt]) -> list[ast.stmt]:
     """Neighbouring loops over lanes as one."""
     out: list[ast.stmt] = []
     last: ast.For | None = None
+    inside: set[str] = set()  # all names in the last loop
+    written: set[str] = set()  # and those of what it writes
     for statement in statements:
         if is_lanes(statement):
             if last is None:
-                last = statement
+                last, inside, written = statement, set(), set()
                 out.append(last)
             else:
                 last.body += statement.body
-        elif last is not None and _may_precede(statement, last):
+            inside.update(names_in(statement))
+            written.update(assigned_names(statement.body, elements=True))
+        elif last is not None and _may_precede(statement, inside, written):
             out.insert(len(out) - 1, statement)
         else:
             last = None
@@ -240,13 +244,12 @@ def _joined(statements: list[ast.stmt]) -> list[ast.stmt]:
     return out
 
 
-def _may_precede(statement: ast.stmt, loop: ast.For) -> bool:
-    """Whether an assignment to a scalar after the loop may as well stand before it."""
-    if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
-        return False
-    inside = set(names_in(loop))
-    written = set(assigned_names(loop.body, elements=True))
-    return statement.targets[0].id not in inside and written.isdisjoint(names_in(statement.value))
+def _may_precede(statement: ast.stmt, inside: set[str], written: set[str]) -> bool:
+    """Whether an assignment to a scalar after a loop may as well stand before it."""
+    match statement:
+        case ast.Assign([ast.Name(name)], value):
+            return name not in inside and written.isdisjoint(names_in(value))
+    return False
 
 
 def _own(statements: list[ast.stmt]) -> list[str]:

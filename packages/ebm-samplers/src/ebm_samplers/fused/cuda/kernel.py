@@ -1,5 +1,6 @@
 """A generated module at work on a CUDA device: compiled on first use, launched on a stream."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,10 +10,9 @@ import torch
 from ebm_samplers.fused.cuda import device
 from ebm_samplers.fused.cuda._backend import (
     CudaUnavailableError,
-    numba_cuda,
     require_device,
-    simulated,
 )
+from ebm_samplers.fused.cuda.compiled import compiled
 from ebm_samplers.fused.cuda.launch import current, launch
 from ebm_samplers.fused.kernel import counts
 from ebm_samplers.fused.native import COMPILING
@@ -29,16 +29,16 @@ class CudaKernel:
     Attributes:
         source: The generated module.
         lanes: Chains that a thread runs.
-        seconds: What compiling it took.
-        cached: Whether it came from disk: never.
+        seconds: What compiling it, or loading it from disk, took.
+        cached: Whether it came from disk, or this process had it from another energy.
     """
 
     lanes = 1
-    cached = False
 
     def __init__(self, source: str, double: bool) -> None:
         self.source, self.double = source, double
         self.seconds = 0.0
+        self.cached = False
         self.space = namespace(source, double)
         self._offset: Callable[[Any], float] = self.space["energy_offset"]
         self.arguments: dict[str, str] = self.space["ARGUMENTS"]
@@ -68,20 +68,21 @@ class CudaKernel:
     def _compiled(self, on: torch.device) -> Any:
         with COMPILING:
             if self._jitted is None:
-                start = time.perf_counter()
+                start, before = time.perf_counter(), counts["compiled"]
                 try:
                     require_device()
                     with current(on):
-                        self._jitted = jitted(self.space, self.double)
+                        self._jitted = jitted(self.source, self.double, on)
                 except CudaUnavailableError:
                     raise
                 except Exception as error:
                     raise CannotFuse(f"its kernel does not compile ({reason_of(error)})") from error
                 self.seconds = time.perf_counter() - start
-                counts["compiled"] += 1
+                self.cached = counts["compiled"] == before
             return self._jitted
 
 
+@functools.lru_cache(maxsize=256)
 def namespace(source: str, double: bool) -> dict[str, Any]:
     """What running a generated module gives."""
     space: dict[str, Any] = dict(device.names(double))
@@ -96,10 +97,8 @@ def namespace(source: str, double: bool) -> dict[str, Any]:
     return space
 
 
-def jitted(space: dict[str, Any], double: bool) -> Any:
-    """The kernel of a module, compiled for the current device."""
-    cuda = numba_cuda()
-    if simulated():
-        return cuda.jit(space["chains"])
-    types = device.signature(space["ARGUMENTS"], double)
-    return cuda.jit(types, fastmath=device.FAST, lto=False)(space["chains"])
+@functools.lru_cache(maxsize=256)
+def jitted(source: str, double: bool, on: torch.device) -> Any:
+    """The kernel of a module for the current device ``on``: one for all energies alike."""
+    space = namespace(source, double)
+    return compiled(space["chains"], space["ARGUMENTS"], source, double, device.FAST, on)

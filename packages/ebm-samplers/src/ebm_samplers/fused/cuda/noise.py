@@ -6,6 +6,7 @@ a CUDA graph launches must find it there.
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ebm_samplers.fused.cuda import device
-from ebm_samplers.fused.cuda._backend import numba_cuda, require_device, simulated
+from ebm_samplers.fused.cuda._backend import numba_cuda, require_device
+from ebm_samplers.fused.cuda.compiled import compiled
 from ebm_samplers.fused.cuda.launch import current, launch
 
 cuda: Any = None  # numba.cuda as soon as a kernel is made; a global, for the simulator wants one
@@ -98,11 +100,9 @@ def _launch(name: str, uniform: bool, out: Tensor, stream: int, skipped: int, **
 def _kernel(name: str, double: bool, uniform: bool, on: torch.device) -> Any:
     require_device()
     function = kernel_function(name, double, uniform)
-    if simulated():
-        return cuda.jit(function)
-    types = device.signature(ARGUMENTS[name], double)
+    text = f"{name} {uniform} {Path(__file__).read_text()}"
     with current(on):
-        return cuda.jit(types, fastmath=device.STRICT, lto=False)(function)
+        return compiled(function, ARGUMENTS[name], text, double, device.STRICT, on)
 
 
 def kernel_function(name: str, double: bool, uniform: bool = False) -> Any:

@@ -1,4 +1,8 @@
-"""CUDA kernels, run as Python by numba.cuda's simulator, against the CPU's: `nox -s cudasim`."""
+"""CUDA kernels against the CPU's, without a device, in one of two ways.
+
+`nox -s cudasim` runs them as Python, in numba.cuda's simulator; `nox -s ptx` compiles them for a
+device, and runs their PTX on the emulated one of `emulated`.
+"""
 
 import json
 import os
@@ -20,13 +24,17 @@ from ebm_samplers import (
     fuse,
     without_graphs,
 )
+from ebm_samplers.fused.cuda._backend import simulated
+from ebm_samplers.fused.cuda.energy import CudaEnergy
 from ebm_samplers.fused.engine import FusedEnergy
+from ebm_samplers.fused.kernel import counts
 from ebm_samplers.fused.noise import fill_rows
 from ebm_samplers.philox import philox4x32
 
 pytestmark = [
     pytest.mark.skipif(
-        os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "0", reason="run by nox -s cudasim"
+        not (simulated() or os.environ.get("EBM_PTX")),
+        reason="run by nox -s cudasim and nox -s ptx",
     ),
     pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
@@ -43,17 +51,20 @@ ENERGIES = {
 STEP = {"rosenbrock": 1e-4, "mixture": 0.01, "dense gaussian": 0.05}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def device(request):
+    """What runs kernels: the simulator, or the emulated device."""
+    if not simulated():
+        request.getfixturevalue("emulated")
+
+
 @pytest.fixture
 def on_cuda(monkeypatch):
     """States on the CPU are treated as if they were on a CUDA device."""
-    from ebm_samplers.fused.cuda.energy import CudaEnergy
-
     monkeypatch.setattr("ebm_samplers.fused.lookup.kernels_for", lambda device: CudaEnergy)
 
 
 def energies(name, dtype=torch.float32):
-    from ebm_samplers.fused.cuda.energy import CudaEnergy
-
     make, shape = ENERGIES[name]
     energy = as_energy(make(dtype))
     generator = torch.Generator().manual_seed(1)
@@ -187,6 +198,22 @@ def test_one_chain():
     same(*(e.run("mala", e.flat(x[:1]), **settings) for e in (cpu, cuda)))
 
 
+def test_energies_alike_share_a_kernel():
+    class Tilted(DoubleWell):
+        def forward(self, x):
+            return super().forward(x) + 0.125 * x.sum(-1)
+
+    kernels, compiled = [], counts["compiled"]
+    for height in (2.0, 3.0):
+        energy = Tilted(height)
+        cuda = CudaEnergy(energy, torch.zeros(1, 2))
+        values, _ = cuda.evaluate(x := torch.linspace(-1, 1, 6).view(3, 2))
+        torch.testing.assert_close(values, energy(x))
+        kernels.append(cuda.kernel("energy", 1))
+    assert counts["compiled"] == compiled + 1
+    assert [kernel.cached for kernel in kernels] == [False, True]
+
+
 def test_parameters_are_followed():
     energy, x, _, cuda = energies("double well")
     before, _ = cuda.evaluate(x)
@@ -200,8 +227,6 @@ def test_parameters_are_followed():
 
 def test_offsets_follow_too():
     energy = DoubleWell(shift=3.0)
-    from ebm_samplers.fused.cuda.energy import CudaEnergy
-
     x = torch.zeros(2, 2)
     cuda = CudaEnergy(energy, x)
     assert cuda.parameters("mala", 1)[1] == 3
@@ -324,8 +349,6 @@ def test_torch_without_graphs_is_not_asked(on_cuda, clock, monkeypatch):
 
 
 def test_local_memory_has_a_limit(on_cuda, clock, monkeypatch):
-    from ebm_samplers.fused.cuda.energy import CudaEnergy
-
     _, asked = clock
     x = torch.zeros(5, 2)
     monkeypatch.setattr(CudaEnergy, "_most_local", 3000.0)
@@ -339,8 +362,6 @@ def test_local_memory_has_a_limit(on_cuda, clock, monkeypatch):
 @pytest.mark.parametrize(("sampler", "make"), (("langevin", LangevinDynamics), ("nuts", NUTS)))
 def test_local_memory_is_that_of_the_compiled_kernel(on_cuda, monkeypatch, sampler, make):
     """As nox -s ptx recorded it."""
-    from ebm_samplers.fused.cuda.energy import CudaEnergy
-
     recorded = json.loads((Path(__file__).parent / "resources.json").read_text())
     monkeypatch.setattr(CudaEnergy, "_most_local", 1.0)
     target, shape = TARGETS["perceptron"]
