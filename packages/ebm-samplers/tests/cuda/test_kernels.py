@@ -115,7 +115,7 @@ def test_the_same_numbers(dtype, uniform):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize(
-    ("step", "ahead", "length"), ((0, 0, 3), (5, 2, 7), (2**33, 1, 4), (3, 0, 1))
+    ("step", "ahead", "length"), ((0, 0, 3), (5, 2, 7), (2**33, 1, 4), (3, 0, 1), (1, 1, 5))
 )
 def test_numbers_whose_place_lies_in_memory(step, ahead, length, dtype):
     from ebm_samplers.fused.cuda.noise import fill_placed, move
@@ -212,6 +212,7 @@ def test_energies_alike_share_a_kernel():
         kernels.append(cuda.kernel("energy", 1))
     assert counts["compiled"] == compiled + 1
     assert [kernel.cached for kernel in kernels] == [False, True]
+    assert kernels[0]._jitted is kernels[1]._jitted
 
 
 def test_parameters_are_followed():
