@@ -27,6 +27,7 @@ BOX = ((-3.0, 3.0), (-2.0, 2.0))
 @pytest.fixture(autouse=True)
 def settings_stay_and_figures_close():
     before = dict(mpl.rcParams)
+    plt.close("all")  # those of other tests
     yield
     assert dict(mpl.rcParams) == before
     plt.close("all")

@@ -18,6 +18,7 @@ from ebm_samplers.captured import CapturedChains, graph
 from ebm_samplers.captured.catalogue import _catalogues
 from ebm_samplers.captured.noise import PlacedNoise
 from ebm_samplers.chains import TorchChains
+from ebm_samplers.fused.cuda._backend import CudaUnavailableError
 
 
 def test_results_are_not_overwritten():
@@ -172,7 +173,11 @@ def test_memory_that_is_read_is_held():
 
 
 @pytest.mark.parametrize("collects", (True, False))
-def test_nothing_is_collected_in_a_capture(collects):
+def test_nothing_is_collected_in_a_capture(collects, monkeypatch):
+    def missing():
+        raise CudaUnavailableError("numba-cuda is missing", "it", "install it")
+
+    monkeypatch.setattr("ebm_samplers.fused.cuda._backend.numba_cuda", missing)
     collected = gc.isenabled()
     (gc.enable if collects else gc.disable)()
     try:
